@@ -1,0 +1,182 @@
+"""Every workaround that RecBole 1.2 needs on today's Python, NumPy, pandas and PyTorch, each with its reason.
+
+`activate()` applies them once. They change RecBole's own modules only, never NumPy, pandas or PyTorch, and leave
+RecBole's results as they were on the versions it was written for. tests/test_compat.py holds one test for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_active = False
+
+
+def activate() -> None:
+    """Apply all workarounds; calling it again does nothing."""
+    global _active
+    if _active:
+        return
+    _numpy_aliases()
+    _config_leaves_numpy_alone()
+    _pandas_copy_on_write()
+    _plain_checkpoints()
+    _models_without_kmeans()
+    _active = True
+
+
+class _Overlay(types.ModuleType):
+    """A module seen through a few replaced names; everything else comes from the original."""
+
+    def __init__(self, original: types.ModuleType, **names: Any) -> None:
+        super().__init__(original.__name__)
+        self.__dict__.update(names)
+        self.__dict__["_original"] = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_original"], name)
+
+
+def _numpy_aliases() -> None:
+    """`np.float` and `np.bool` left NumPy in 1.24; RecBole's metrics, Interaction and Dataset still use them."""
+    import recbole.data.dataset.dataset
+    import recbole.data.interaction
+    import recbole.evaluator.metrics
+
+    overlay = _Overlay(np, float=float, bool=np.bool_)
+    for module in (recbole.evaluator.metrics, recbole.data.interaction, recbole.data.dataset.dataset):
+        module.np = overlay
+
+
+def _config_leaves_numpy_alone() -> None:
+    """`Config.compatibility_settings` writes aliases into NumPy and reads `np.float_`, which NumPy 2 removed."""
+    from recbole.config import Config
+
+    Config.compatibility_settings = lambda self: None
+
+
+def _pandas_copy_on_write() -> None:
+    """Under pandas 3 `frame[column].fillna(..., inplace=True)` changes a copy: missing values would stay.
+
+    RecBole does so in two places: `Dataset._fill_nan`, replaced here with the assignment it means, and
+    `Dataset._load_feat`, whose token sequences are filled right after `read_csv` instead. The arrays behind a frame are
+    read-only too: `_dataframe_to_interaction` would lay tensors over them, so its tensors are copied.
+    """
+    import pandas as pd
+    import recbole.data.dataset.dataset as module
+    from recbole.data.interaction import Interaction
+    from recbole.utils import FeatureType
+
+    def read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        frame = pd.read_csv(*args, **kwargs)
+        for column in frame.columns:
+            if str(column).endswith("_seq"):
+                frame[column] = frame[column].fillna("")
+        return frame
+
+    def fill_nan(self: Any) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                kind = self.field2type[field]
+                if kind == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0)
+                elif kind == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:
+                    empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
+                    feat[field] = [empty if isinstance(v, float) else v for v in feat[field]]
+
+    stock = module.Dataset._dataframe_to_interaction
+
+    def to_interaction(self: Any, data: pd.DataFrame) -> Interaction:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            interaction = stock(self, data)
+        return Interaction({name: column.clone() for name, column in interaction.interaction.items()})
+
+    module.pd = _Overlay(pd, read_csv=read_csv)
+    module.Dataset._fill_nan = fill_nan
+    module.Dataset._dataframe_to_interaction = to_interaction
+
+
+def _plain_checkpoints() -> None:
+    """RecBole's checkpoints hold the Config object, which `torch.load` refuses since PyTorch 2.6 (weights_only).
+
+    The stock Trainer is made to save the configuration as plain values; `evaluate` and `resume_checkpoint` then
+    load its files as they are, and nothing is ever unpickled.
+    """
+    import torch
+    from recbole.trainer import Trainer
+
+    def save(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        state = {
+            "config": plain(self.config.final_config_dict),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, path)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    Trainer._save_checkpoint = save
+
+
+def _models_without_kmeans() -> None:
+    """One of RecBole's general recommenders (LDiffRec) imports kmeans_pytorch, which RecBole does not depend on; without
+    it none of them can be imported. While they are, a stand-in is there, whose use names what to install."""
+    if importlib.util.find_spec("kmeans_pytorch") is not None:
+        return
+
+    def kmeans(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("LDiffRec needs kmeans_pytorch: pip install kmeans_pytorch")
+
+    stand_in = types.ModuleType("kmeans_pytorch")
+    stand_in.__dict__["kmeans"] = kmeans
+    sys.modules["kmeans_pytorch"] = stand_in
+    try:
+        import recbole.model.general_recommender  # noqa: F401
+    finally:
+        del sys.modules["kmeans_pytorch"]
+
+
+def plain(value: Any) -> Any:
+    """The value in terms of None, bool, int, float, str, list and dict; anything else as its text."""
+    if isinstance(value, np.generic):  # before float: np.float64 is one, and would be pickled as NumPy's
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    return str(value)
+
+
+@contextlib.contextmanager
+def tensorboard_in(folder: Path) -> Iterator[None]:
+    """RecBole's Trainer opens its TensorBoard writer in ./log_tensorboard; within this block it opens it in `folder`."""
+    import recbole.trainer.trainer as module
+    from torch.utils.tensorboard import SummaryWriter
+
+    stock = module.get_tensorboard
+    module.get_tensorboard = lambda logger: SummaryWriter(str(folder))
+    try:
+        yield
+    finally:
+        module.get_tensorboard = stock

@@ -1,0 +1,1 @@
+"""Interactions, item features and batches."""

@@ -1,0 +1,168 @@
+"""Item features of one modality: where they are, whose they are, and how they come into RecBole's item order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, listed
+
+SUFFIX = "_feat.npy"
+_BLOCK = 4096  # rows read and checked at a time
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A feature matrix on disk, memory-mapped, with the item token of each row.
+
+    Attributes:
+        name: the modality.
+        path: the .npy file.
+        rows: (R, D) memory map, any real dtype.
+        row_of: token -> row.
+    """
+
+    name: str
+    path: Path
+    rows: np.ndarray
+    row_of: dict[str, int]
+
+
+def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str, tuple[Path, Path | None]]:
+    """Feature file and ids file of every modality in the folder, in alphabetical order of the names."""
+    found: dict[str, tuple[Path, Path | None]] = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        name = path.name.removesuffix(SUFFIX)
+        ids = folder / f"{name}_ids.txt"
+        found[name] = (path, ids if ids.is_file() else None)
+    for name, (file, ids_name) in overrides.items():
+        for part in (file, ids_name):
+            if part is not None and not (folder / part).is_file():
+                raise DataError(f"modality_files.{name}: {folder / part}: no such file")
+        found[name] = (folder / file, folder / ids_name if ids_name else None)
+    return found
+
+
+def select(found: dict[str, tuple[Path, Path | None]], wanted: Sequence[str] | None, folder: Path) -> list[str]:
+    """The names to use: those asked for, checked, or all that were found."""
+    for name in wanted or ():
+        if name not in found:
+            raise ConfigError(
+                f"--modalities: no modality '{name}' in {folder}.{did_you_mean(name, found)} "
+                f"Available: {', '.join(found) or 'none'}; '{name}' would be read from {name}{SUFFIX}"
+            )
+    return list(wanted or found)
+
+
+def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> FeatureFile:
+    """Open a feature file without reading its values.
+
+    Args:
+        ids: text file with the token of each row; None: the row number is the token.
+        n_ids: the number of rows expected where the row number is the token (largest item id + 1); None where
+            row numbers cannot be tokens, so that an ids file is required.
+
+    Raises:
+        DataError: not a 2-d array of real numbers, pickled objects inside, wrong number of rows, repeated ids.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except ValueError as error:
+        if "allow_pickle" in str(error) or "Python objects" in str(error) or "pickle" in str(error).lower():
+            raise DataError(
+                f"{path}: holds Python objects (a pickle), which are never loaded; save it as a plain array of "
+                "numbers: np.save(path, np.stack(rows).astype('float32'))"
+            ) from error
+        raise DataError(f"{path}: not a valid .npy file ({error})") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "fiub" or 0 in rows.shape:
+        shape = getattr(rows, "shape", "?")
+        raise DataError(
+            f"{path}: found shape {shape}, dtype {getattr(rows, 'dtype', '?')}; expected (items, dimensions) of numbers"
+        )
+    if ids is not None:
+        tokens = _read_ids(ids, len(rows), path)
+    elif n_ids is None:
+        raise DataError(
+            f"{path}: whose features are these? Expected {path.name.removesuffix(SUFFIX)}_ids.txt beside it, with the "
+            "item id of each row, one a line (only in the MMRec layout row numbers are item ids)"
+        )
+    elif len(rows) != n_ids:
+        raise DataError(
+            f"{path}: {len(rows)} rows, but the interactions name items 0 to {n_ids - 1}, so {n_ids} rows are expected; "
+            f"row r must belong to item id r (or name each row's item in {path.name.removesuffix(SUFFIX)}_ids.txt)"
+        )
+    else:
+        tokens = [str(r) for r in range(n_ids)]
+    return FeatureFile(name, path, rows, {token: row for row, token in enumerate(tokens)})
+
+
+def _read_ids(ids: Path, n_rows: int, path: Path) -> list[str]:
+    try:
+        tokens = ids.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{ids}: cannot be read as UTF-8 text ({error})") from error
+    if tokens and tokens[-1] == "":
+        tokens.pop()
+    tokens = [t.strip() for t in tokens]
+    if len(tokens) != n_rows:
+        raise DataError(f"{ids}: {len(tokens)} lines for the {n_rows} rows of {path.name}; expected one id a row")
+    seen: dict[str, int] = {}
+    for line, token in enumerate(tokens, 1):
+        if token in seen:
+            raise DataError(f"{ids}, line {line}: id '{token}' stands in line {seen[token]} already; keep one row an item")
+        seen[token] = line
+    return tokens
+
+
+def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features in RecBole's internal item order.
+
+    Args:
+        tokens: (I,) item tokens by internal id; tokens[0] is the padding.
+        norm: 'none', 'standard' (statistics over the items that have features) or 'l2'.
+
+    Returns:
+        features (I, D) float32, and has (I,) bool. Row 0 is zero; items without features get the mean row.
+
+    Raises:
+        DataError: NaN or infinite values; names rows and items.
+    """
+    rows = np.array([file.row_of.get(t, -1) for t in tokens], dtype=np.int64)
+    rows[0] = -1
+    has = rows >= 0
+    out = np.zeros((len(tokens), file.rows.shape[1]), dtype=np.float32)
+    bad: list[int] = []
+    for start in range(0, len(tokens), _BLOCK):  # the file may be larger than memory
+        part = slice(start, start + _BLOCK)
+        take = rows[part][has[part]]
+        with np.errstate(over="ignore"):
+            values = np.asarray(file.rows[take], dtype=np.float32)
+        bad.extend(take[~np.isfinite(values).all(axis=1)].tolist())
+        out[part][has[part]] = values
+    if bad:
+        raise DataError(
+            f"{file.path}: NaN or infinite values in {len(bad)} rows ({listed(sorted(bad))}, counted from 0); "
+            "replace them, or leave these rows out of the file together with their ids and set --missing=mean"
+        )
+    known = out[has]
+    if norm == "standard" and len(known):
+        mean = known.mean(axis=0, dtype=np.float64)
+        std = known.std(axis=0, dtype=np.float64)
+        # A constant column carries nothing; its rounding noise must not be blown up to unit variance.
+        constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+        known = ((known - mean) / np.where(constant, 1.0, std)).astype(np.float32)
+        known[:, constant] = 0.0
+    elif norm == "l2":
+        known = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+    out[has] = known
+    if len(known):
+        out[~has] = known.mean(axis=0, dtype=np.float64)
+    out[0] = 0.0
+    return out, has

@@ -1,0 +1,189 @@
+"""Full-ranking evaluation: every item but the masked ones is ranked for every user of a split, without a loop over users.
+
+RecBole's metric classes still compute every ranking metric that is not one of the six here (coverage, Gini index, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
+PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
+
+
+def _by_user(users: Tensor, items: Tensor, n_users: int) -> tuple[Tensor, Tensor]:
+    """(indptr (U+1,), items sorted by user): the rows of a sparse matrix."""
+    order = torch.argsort(users, stable=True)
+    indptr = torch.zeros(n_users + 1, dtype=torch.long, device=users.device)
+    torch.cumsum(torch.bincount(users, minlength=n_users), 0, out=indptr[1:])
+    return indptr, items[order]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Users of one evaluation step and their cells in the (B, I) score matrix, as flat positions row * I + item."""
+
+    users: Tensor
+    masked: Tensor
+    relevant: Tensor
+    n_relevant: Tensor
+
+
+class RankingSplit:
+    """An evaluated split: its users, their relevant items, and the items left out of their rankings.
+
+    Args:
+        name: 'valid' or 'test'.
+        users, items: (E,) the split's interactions.
+        masks: pairs (users, items) of interactions whose items are not ranked for their user.
+        scores_in_memory: user-item scores computed at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        users: Tensor,
+        items: Tensor,
+        masks: Sequence[tuple[Tensor, Tensor]],
+        n_users: int,
+        n_items: int,
+        scores_in_memory: int,
+    ) -> None:
+        self.name = name
+        self.n_items = n_items
+        self.users = torch.unique(users)
+        per_block = max(scores_in_memory // n_items, 1)
+        relevant = _by_user(users, items, n_users)
+        pad = torch.arange(n_users, device=users.device)  # item 0 is padding: never ranked
+        mask_users = torch.cat([pad, *(u for u, _ in masks)])
+        mask_items = torch.cat([torch.zeros_like(pad), *(i for _, i in masks)])
+        masked = _by_user(mask_users, mask_items, n_users)
+        self.blocks: list[Block] = []
+        for part in self.users.split(per_block):
+            cells, counts = self._cells(part, *relevant)
+            self.blocks.append(Block(part, self._cells(part, *masked)[0], cells, counts))
+
+    def _cells(self, users: Tensor, indptr: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        counts = indptr[users + 1] - indptr[users]
+        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
+        start = torch.repeat_interleave(indptr[users] - torch.cumsum(counts, 0) + counts, counts)
+        picked = items[start + torch.arange(len(row), device=users.device)]
+        return row * self.n_items + picked, counts
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+
+@dataclass
+class Ranking:
+    """Outcome of a full ranking.
+
+    Attributes:
+        users: (N,) internal ids of the evaluated users.
+        per_user: 'recall@20', ... -> (N,) float64 values.
+        other: values of metrics that have no per-user value (RecBole's), by name.
+    """
+
+    users: np.ndarray
+    per_user: dict[str, np.ndarray]
+    other: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in self.per_user.items()} | self.other
+
+
+def topk(model: Any, block: Block, user_field: str, n_items: int, k: int) -> tuple[Tensor, Tensor]:
+    """Best k items of each user of a block (B, k), and whether each is relevant (B, k) bool."""
+    scores = model.full_sort_predict(Interaction({user_field: block.users})).view(len(block.users), n_items)
+    scores.view(-1)[block.masked] = -torch.inf
+    best = torch.topk(scores, k, dim=1).indices
+    relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    relevant[block.relevant] = True
+    return best, relevant.view_as(scores).gather(1, best)
+
+
+@torch.no_grad()
+def rank(
+    model: Any,
+    split: RankingSplit,
+    metrics: Sequence[str],
+    ks: Sequence[int],
+    user_field: str,
+    recbole_metrics: Mapping[str, Any] | None = None,
+    recbole_data: Any = None,
+) -> Ranking:
+    """Rank the split with the model (in evaluation mode) and compute the metrics at each k.
+
+    Args:
+        metrics: names out of `PER_USER`.
+        user_field: the name under which the model reads user ids.
+        recbole_metrics: name -> RecBole metric object, for the others.
+        recbole_data: RecBole's DataStruct with what these need of the training data.
+    """
+    width = min(max(ks), split.n_items)
+    outcome = [topk(model, block, user_field, split.n_items, width) for block in split]
+    best, hit = (torch.cat(parts) for parts in zip(*outcome, strict=True))
+    n_relevant = torch.cat([block.n_relevant for block in split])
+    per_user = {
+        f"{name}@{k}": values.cpu().numpy()
+        for name in metrics
+        for k, values in ranking_metric(name, hit, n_relevant, ks).items()
+    }
+    other: dict[str, float] = {}
+    if recbole_metrics:
+        recbole_data.set("rec.items", best.cpu())
+        recbole_data.set("rec.topk", torch.cat([hit.long(), n_relevant[:, None]], 1).cpu())
+        for metric in recbole_metrics.values():
+            other |= {name: float(value) for name, value in metric.calculate_metric(recbole_data).items()}
+    return Ranking(split.users.cpu().numpy(), per_user, other)
+
+
+def ranking_metric(name: str, hit: Tensor, n_relevant: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
+    """A metric of each user at each k, (N,) float64.
+
+    Args:
+        hit: (N, K) bool, whether the item at each rank is relevant.
+        n_relevant: (N,) number of relevant items, at least 1.
+
+    Recall = hits / n; Precision = hits / k; NDCG with binary gains, ideal over min(k, n); MAP = sum of precision at the
+    hits / min(k, n); Hit = any; MRR = 1 / rank of the first hit. As in RecBole's metric classes.
+    """
+    hit = hit.to(torch.float64)
+    rank_ = torch.arange(1, hit.shape[1] + 1, dtype=torch.float64, device=hit.device)
+    n = n_relevant.to(torch.float64)
+    hits = hit.cumsum(1)
+    match name:
+        case "recall" | "precision" | "hit":
+            gain, norm = hits, None
+        case "ndcg":
+            gain, norm = (hit / torch.log2(rank_ + 1)).cumsum(1), (1 / torch.log2(rank_ + 1)).cumsum(0)
+        case "map":
+            gain, norm = (hit * hits / rank_).cumsum(1), rank_
+        case "mrr":
+            gain, norm = (hit * (hits == 1) / rank_).cumsum(1), None
+        case _:
+            raise ValueError(f"no per-user metric '{name}'; expected one of {', '.join(PER_USER)}")
+    out = {}
+    for k in ks:
+        at = gain[:, min(k, hit.shape[1]) - 1]
+        if name == "recall":
+            at = at / n
+        elif name == "precision":
+            at = at / k
+        elif name == "hit":
+            at = (at > 0).to(torch.float64)
+        elif norm is not None:
+            at = at / norm[n_relevant.clamp(max=min(k, len(norm))) - 1]
+        out[k] = at
+    return out

@@ -1,0 +1,1 @@
+"""Backbones: `base.py` is the contract, then one file a model."""

@@ -1,0 +1,249 @@
+"""The contract between a multimodal recommender and what may replace its encoding stage.
+
+A model never builds its modality representations by itself; it asks for them:
+
+    features X^m -> encoder_m -> stage -> z^m -> propagate (graphs, fusion) -> s(u, i) -> the model's own losses
+
+The stage is deterministic by default. MRdIB replaces that one object by a Gaussian one and adds objectives; no model
+knows of it. Shapes: B batch, U users, I items (both with the padding id 0), R encoded items, M modalities, D features, d width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrec_mrdib import compat
+from mmrec_mrdib.errors import ContractError, DataError
+
+compat.activate()
+
+from recbole.model.abstract_recommender import GeneralRecommender  # noqa: E402  (after activate)
+from recbole.utils import InputType  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Modality representations of the whole catalogue or of some items.
+
+    Attributes:
+        z: modality -> (R, d), what the model computes with (a sample where the stage is stochastic and training).
+        mean: modality -> (R, d); the same tensors as z where the stage is deterministic.
+        log_var: modality -> (R, d) log variances, or None.
+        items: (R,) sorted ids of the encoded items, or None: all items, so that row = id.
+    """
+
+    z: Mapping[str, Tensor]
+    mean: Mapping[str, Tensor]
+    log_var: Mapping[str, Tensor] | None = None
+    items: Tensor | None = None
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of the given item ids, which must be among the encoded ones."""
+        return ids if self.items is None else torch.searchsorted(self.items, ids)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What scores are made of, for all users and the encoded items.
+
+    Attributes:
+        users: (U, d') and items: (R, d'); the score is their inner product unless the model says otherwise.
+        user_views: modality -> (U, d): users as seen through one modality alone, p_u^m, in the space of z^m; empty
+            where the model has none.
+        extra: further tensors that the model's losses need.
+    """
+
+    users: Tensor
+    items: Tensor
+    user_views: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training pairs: users (B,), items positive (B,), and negative (B,) or None for models without negatives."""
+
+    users: Tensor
+    positive: Tensor
+    negative: Tensor | None
+    n_items: int
+
+    @cached_property
+    def items(self) -> Tensor:
+        """(R,) the distinct items of the batch, sorted."""
+        seen = torch.zeros(self.n_items, dtype=torch.bool, device=self.positive.device)
+        seen[self.positive] = True
+        if self.negative is not None:
+            seen[self.negative] = True
+        return seen.nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Losses of one step.
+
+    Attributes:
+        parts: named scalars whose sum is minimised.
+        logs: named scalars to look at (KL in nats, ...), detached.
+    """
+
+    parts: Mapping[str, Tensor]
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack(list(self.parts.values())).sum()
+
+
+class EncodingStage(nn.Module):
+    """How features become z. `encode` gets an encoder's features and returns (z, mean, log_var or None), (R, d) each."""
+
+    def encode(
+        self, modality: str, encoder: Callable[[Tensor], Tensor], features: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def forward(
+        self, encoders: Mapping[str, nn.Module], features: Mapping[str, Tensor], items: Tensor | None
+    ) -> Encoded:
+        z: dict[str, Tensor] = {}
+        mean: dict[str, Tensor] = {}
+        log_var: dict[str, Tensor] = {}
+        for m, encoder in encoders.items():
+            z[m], mean[m], spread = self.encode(m, encoder, features[m])
+            if spread is not None:
+                log_var[m] = spread
+        return Encoded(z, mean, log_var or None, items)
+
+
+class Deterministic(EncodingStage):
+    """z is the encoder's output."""
+
+    def encode(
+        self, modality: str, encoder: Callable[[Tensor], Tensor], features: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        z = encoder(features)
+        return z, z, None
+
+
+class MultimodalRecommender(GeneralRecommender, ABC):
+    """Base of all backbones, on RecBole's GeneralRecommender. A model
+
+    1. fills `encoders` (modality -> module, (R, D_m) -> (R, d)) and its own parameters in `__init__`;
+    2. writes `propagate`: representations to embeddings;
+    3. writes `loss_parts`: named scalars, weighted as the model defines;
+    4. may override `items_to_encode` where a step needs only some items, and `before_epoch` (e.g. edge dropout).
+
+    Everything that RecBole asks for (`calculate_loss`, `predict`, `full_sort_predict`) is here.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        features = getattr(dataset, "features", None)
+        if features is None:
+            raise ContractError(f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}")
+        if not features:
+            raise DataError(
+                f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "
+                "expected <modality>_feat.npy in its folder"
+            )
+        self.modalities: tuple[str, ...] = tuple(features)
+        self.feature_dims = {m: x.shape[1] for m, x in features.items()}
+        for m, x in features.items():
+            # Not a parameter: were features trainable, I(X; Z) would lose its meaning. Not in checkpoints either.
+            self.register_buffer(f"features_{m}", x, persistent=False)
+        self.encoders = nn.ModuleDict()
+        self.stage: EncodingStage = Deterministic()
+        self._evaluation: Embeddings | None = None
+        self.register_load_state_dict_post_hook(lambda module, keys: module.drop_evaluation_cache())
+
+    # What a model writes.
+
+    @abstractmethod
+    def propagate(self, enc: Encoded) -> Embeddings:
+        """Users and items from the modality representations."""
+
+    @abstractmethod
+    def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """The model's own loss as named scalars; their sum is minimised."""
+
+    def items_to_encode(self, batch: Batch) -> Tensor | None:
+        """Sorted ids of the items that a step must encode, or None: all (graph models need all)."""
+        return None
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each training epoch."""
+
+    # Templates.
+
+    def features(self, modality: str) -> Tensor:
+        """(I, D_m) raw features, row 0 zero."""
+        return getattr(self, f"features_{modality}")
+
+    def encode_items(self, items: Tensor | None = None) -> Encoded:
+        """Representations of the given items (sorted ids), or of all."""
+        features = {m: self.features(m) if items is None else self.features(m)[items] for m in self.encoders}
+        return self.stage(self.encoders, features, items)
+
+    def batch(self, interaction: Any) -> Batch:
+        """RecBole's interaction as a Batch."""
+        negative = interaction[self.NEG_ITEM_ID] if self.input_type == InputType.PAIRWISE else None
+        return Batch(interaction[self.USER_ID], interaction[self.ITEM_ID], negative, self.n_items)
+
+    def forward_batch(self, batch: Batch) -> tuple[Encoded, Embeddings]:
+        """One pass: encode once, propagate once."""
+        enc = self.encode_items(self.items_to_encode(batch))
+        return enc, self.propagate(enc)
+
+    def step_loss(self, interaction: Any) -> StepLoss:
+        """Named losses of a batch."""
+        batch = self.batch(interaction)
+        enc, emb = self.forward_batch(batch)
+        return StepLoss(self.loss_parts(enc, emb, batch))
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """The sum that RecBole's stock Trainer minimises, ()."""
+        return self.step_loss(interaction).total
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of all pairs of (B, d') user rows and (I, d') item rows, (B, I)."""
+        return users @ items.T
+
+    def evaluation_embeddings(self) -> Embeddings:
+        """All users and items in evaluation mode; computed once an evaluation, dropped by train() and eval()."""
+        if self.training:
+            return self.propagate(self.encode_items())
+        if self._evaluation is None:
+            with torch.no_grad():
+                self._evaluation = self.propagate(self.encode_items())
+        return self._evaluation
+
+    def predict(self, interaction: Any) -> Tensor:
+        """(B,) scores of the pairs."""
+        emb = self.evaluation_embeddings()
+        return (emb.users[interaction[self.USER_ID]] * emb.items[interaction[self.ITEM_ID]]).sum(-1)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """(B, I) scores of all items for each user."""
+        emb = self.evaluation_embeddings()
+        return self.score(emb.users[interaction[self.USER_ID]], emb.items)
+
+    def drop_evaluation_cache(self) -> None:
+        self._evaluation = None
+
+    def train(self, mode: bool = True) -> MultimodalRecommender:
+        self.drop_evaluation_cache()
+        return super().train(mode)
+
+    def mi_parameters(self) -> list[nn.Parameter]:
+        """Parameters of mutual-information estimators: a group of their own, without weight decay or clipping."""
+        return []

@@ -1,0 +1,1 @@
+"""MRdIB: `plugin.py` wraps a backbone; `encoder.py` is its stochastic stage; objectives and estimators, one file each."""

@@ -1,0 +1,56 @@
+"""What an estimator of mutual information is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Estimate(NamedTuple):
+    """An estimate of I(A; B).
+
+    Attributes:
+        nats: () the estimate, detached.
+        loss: () to be minimised over everything at once: it teaches the estimator with weight 1 and pushes the
+            representations towards independence with the weight given. Its value means nothing by itself.
+    """
+
+    nats: Tensor
+    loss: Tensor
+
+
+class MIEstimator(nn.Module, ABC):
+    """Estimates I(A; B) from paired samples a, b (R, d), one row an item, all items distinct."""
+
+    direction: ClassVar[Literal["lower", "upper", "neither"]]
+    """Whether the estimate bounds the truth from below or above (in expectation, for a fixed estimator)."""
+
+    @abstractmethod
+    def forward(self, a: Tensor, b: Tensor, weight: float) -> Estimate: ...
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * -ctx.weight, None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """x itself; the gradient that flows back through it is multiplied by -weight (Ganin & Lempitsky, ICML 2015)."""
+    return _Reverse.apply(x, weight)  # type: ignore[no-any-return]
+
+
+def derangement(n: int, device: torch.device | None = None) -> Tensor:
+    """(n,) a random permutation without a fixed point (a single cycle), for n >= 2."""
+    order = torch.randperm(n, device=device)
+    out = torch.empty_like(order)
+    out[order] = order.roll(1)
+    return out

@@ -1,0 +1,1 @@
+"""The objectives of MRdIB, one file each."""

@@ -1,0 +1,281 @@
+"""RecBole's Trainer with named losses, full ranking in blocks, exact resumption and plain checkpoints.
+
+`fit` is RecBole's own; this class fills its seams.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from tqdm import tqdm
+
+from mmrec_mrdib import compat
+from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError
+from mmrec_mrdib.evaluation import PER_USER, Ranking, RankingSplit, rank
+from mmrec_mrdib.schema import TrainingSettings
+
+compat.activate()
+
+from recbole.trainer import Trainer  # noqa: E402  (after activate)
+
+logger = logging.getLogger(__name__)
+CHECKPOINT_VERSION = 1
+_BAR_SECONDS = 0.25  # how often the progress bar reads the losses off the device
+
+
+class MRdIBTrainer(Trainer):
+    """Trains any model that keeps the contract, and RecBole's general recommenders.
+
+    Args:
+        config: our Config (or RecBole's with the same keys).
+        model: the model.
+        folder: the run folder: TensorBoard files and `last.pt` go there.
+
+    Attributes:
+        history: one dict an epoch: 'epoch', 'seconds', 'losses' (mean a batch of each part), 'logs', 'valid', 'eval_seconds'.
+        best_epoch: epoch with the best valid metric so far, or -1.
+    """
+
+    def __init__(self, config: Any, model: Any, folder: Path) -> None:
+        self.folder = Path(folder)
+        with compat.tensorboard_in(self.folder / "tensorboard"):
+            super().__init__(config, model)
+        self.settings = TrainingSettings.from_config(config)
+        self.history: list[dict[str, Any]] = []
+        self.best_epoch = -1
+        self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
+        self._best_state: dict[str, Tensor] | None = None
+        self._last_written = -math.inf
+        self._train_data: Any = None
+        self._ks = list(config["topk"])
+        names = [m.lower() for m in config["metrics"]]
+        self._metrics = [m for m in names if m in PER_USER]
+        self._recbole_metrics = {m: self.evaluator.metric_class[m] for m in names if m not in PER_USER}
+
+    # Seams of RecBole's constructor and fit.
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """Estimators of mutual information get a group without weight decay: it would loosen their bounds."""
+        estimators = self._estimator_parameters()
+        apart = {id(p) for p in estimators}
+        own = [p for p in self.model.parameters() if id(p) not in apart]
+        groups: list[dict[str, Any]] = [{"params": own}]
+        if estimators:
+            groups.append({"params": estimators, "weight_decay": 0.0})
+        return super()._build_optimizer(params=groups, **kwargs)
+
+    def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = False, **kwargs: Any) -> Any:
+        """RecBole's fit. Returns the best valid score and the best valid result."""
+        self._train_data = train_data
+        if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:  # resumed at its end
+            return self.best_valid_score, self.best_valid_result
+        return super().fit(train_data, valid_data, verbose=verbose, callback_fn=self._after_epoch, **kwargs)
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
+        """One epoch. Losses are summed on the device and read once, so that no batch waits for them."""
+        started = time.perf_counter()
+        self.model.train()
+        if hasattr(self.model, "before_epoch"):
+            self.model.before_epoch(epoch_idx)
+        meter = _Meter()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        clipped = self._clipped_parameters() if self.clip_grad_norm else []
+        bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
+        shown = started
+        for interaction in bar:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+                parts, logs = self._step(interaction.to(self.device))
+                total = torch.stack(list(parts.values())).sum()
+            scaler.scale(total).backward()
+            if clipped:
+                scaler.unscale_(self.optimizer)
+                clip_grad_norm_(clipped, **self.clip_grad_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+            meter.add(parts, logs)
+            if self.show_bar and time.perf_counter() - shown > _BAR_SECONDS:
+                shown = time.perf_counter()
+                bar.set_postfix({k: f"{v:.4g}" for k, v in meter.means().items()})
+        meter.check(epoch_idx)
+        means = meter.means()
+        record = {
+            "epoch": epoch_idx,
+            "seconds": time.perf_counter() - started,
+            "losses": {k: means[k] for k in meter.parts},
+            "logs": {k: means[k] for k in means if k not in meter.parts},
+        }
+        self.history.append(record)
+        return sum(record["losses"].values())
+
+    def _valid_epoch(self, valid_data: RankingSplit, show_progress: bool = False) -> tuple[float, dict[str, float]]:
+        started = time.perf_counter()
+        result = self.rank(valid_data).means
+        self.history[-1] |= {"valid": result, "eval_seconds": time.perf_counter() - started}
+        score = result[self.valid_metric]
+        if score == self.best_valid_score:
+            # RecBole takes a tie for an improvement and would go on forever on a plateau. Only better counts.
+            score = math.nextafter(score, -math.inf if self.valid_metric_bigger else math.inf)
+        return score, result
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Called by fit at each improvement: keep the weights in memory; `write_checkpoint` puts them on disk."""
+        self.best_epoch = epoch
+        self._best_state = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx: int, losses: Any, tag: str = "Loss/Train") -> None:
+        record = self.history[-1]
+        for name, value in record["losses"].items():
+            self.tensorboard.add_scalar(f"loss/{name}", value, epoch_idx)
+        for name, value in record["logs"].items():
+            self.tensorboard.add_scalar(name, value, epoch_idx)
+
+    def _add_hparam_to_tensorboard(self, best_valid_result: Any) -> None:
+        """The run folder's result.json has all parameters; TensorBoard would make a second run of them."""
+
+    def _after_epoch(self, epoch: int, valid_score: float) -> None:
+        record = self.history[-1]
+        for name, value in record["valid"].items():
+            self.tensorboard.add_scalar(f"valid/{name}", value, epoch)
+        losses = "  ".join(f"{k} {v:.4f}" for k, v in (record["losses"] | record["logs"]).items())
+        logger.info(
+            "epoch %3d  %.2fs + %.2fs  %s  valid %s %.4f%s", epoch, record["seconds"], record["eval_seconds"], losses,
+            self.valid_metric, record["valid"][self.valid_metric], " *" if epoch == self.best_epoch else "",
+        )  # fmt: skip
+        if time.monotonic() - self._last_written >= self.settings.checkpoint_interval:
+            self.write_checkpoint(self.folder / "last.pt")
+
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> dict[str, float]:
+        """Mean metrics of a split, with the best weights of this training unless told otherwise."""
+        if load_best_model:
+            self.load_best() if model_file is None else self._load_weights(model_file)
+        return self.rank(eval_data).means
+
+    # Ours.
+
+    def rank(self, split: RankingSplit) -> Ranking:
+        """Full ranking of a split with the current weights."""
+        self.model.eval()
+        data = self.eval_collector.get_data_struct() if self._recbole_metrics else None
+        return rank(
+            self.model, split, self._metrics, self._ks, self.config["USER_ID_FIELD"], self._recbole_metrics, data
+        )
+
+    def load_best(self) -> None:
+        """Put the weights of the best epoch into the model."""
+        if self._best_state is not None:
+            self.model.load_state_dict(self._best_state)
+
+    def write_checkpoint(self, path: Path) -> None:
+        """All that is needed to go on as if never interrupted: tensors and plain values only."""
+        from mmrec_mrdib.experiment.record import save_checkpoint
+
+        generator = getattr(self._train_data, "generator", None)
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "epoch": self.history[-1]["epoch"],
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": compat.plain(self.best_valid_result),
+            "best_epoch": self.best_epoch,
+            "best_state": self._best_state,
+            "history": compat.plain(self.history),
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "batch_rng": generator.get_state() if generator is not None else None,
+        }
+        save_checkpoint(path, state)
+        self._last_written = time.monotonic()
+
+    def resume_checkpoint(self, resume_file: Any, train_data: Any = None) -> None:
+        """Go on from `write_checkpoint`'s file; with `train_data`, its random stream goes on too."""
+        from mmrec_mrdib.experiment.record import load_checkpoint
+
+        state = load_checkpoint(Path(resume_file))
+        if state.get("version") != CHECKPOINT_VERSION or "optimizer" not in state:
+            raise CheckpointError(f"{resume_file}: not a checkpoint to resume from; delete it and start anew")
+        try:
+            self.model.load_state_dict(state["state_dict"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{resume_file}: belongs to another model ({str(error).splitlines()[0]})") from error
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        self.best_epoch = state["best_epoch"]
+        self._best_state = state["best_state"]
+        self.history = state["history"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        if state["batch_rng"] is not None and train_data is not None:
+            train_data.generator.set_state(state["batch_rng"].cpu())
+
+    def _load_weights(self, path: Any) -> None:
+        from mmrec_mrdib.experiment.record import load_checkpoint
+
+        self.model.load_state_dict(load_checkpoint(Path(path))["state_dict"])
+
+    def _step(self, interaction: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Named losses and logs of a batch; RecBole's models return one loss or a tuple."""
+        if hasattr(self.model, "step_loss"):
+            step = self.model.step_loss(interaction)
+            return step.parts, step.logs
+        losses = self.model.calculate_loss(interaction)
+        if isinstance(losses, tuple):
+            return {f"loss_{n}": loss.squeeze() for n, loss in enumerate(losses, 1)}, {}
+        return {"loss": losses.squeeze()}, {}
+
+    def _estimator_parameters(self) -> list[torch.nn.Parameter]:
+        get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "mi_parameters", None)
+        return get() if get is not None else []
+
+    def _clipped_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups[:1] for p in group["params"]]
+
+
+class _Meter:
+    """Sums of named scalars, kept on the device, and how many batches each stayed finite from the start."""
+
+    def __init__(self) -> None:
+        self.parts: tuple[str, ...] = ()
+        self.names: list[str] = []
+        self.batches = 0
+
+    def add(self, parts: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> None:
+        values = torch.stack([v.detach() for v in (*parts.values(), *logs.values())])
+        if not self.batches:
+            self.parts, self.names = tuple(parts), [*parts, *logs]
+            self.sums = torch.zeros_like(values)
+            self.finite = torch.zeros_like(values)
+        self.sums += values
+        self.finite += torch.isfinite(values) & (self.finite == self.batches)
+        self.batches += 1
+
+    def means(self) -> dict[str, float]:
+        return dict(zip(self.names, (self.sums / self.batches).tolist(), strict=True)) if self.batches else {}
+
+    def check(self, epoch: int) -> None:
+        if not self.batches or bool((self.finite == self.batches).all()):
+            return
+        first = int(self.finite.min())
+        terms = [n for n, count in zip(self.names, self.finite.tolist(), strict=True) if count == first]
+        raise NonFiniteLossError(
+            f"loss term {', '.join(terms)} became NaN or infinite in epoch {epoch}, batch {first}; "
+            "lower --learning_rate or the term's weight, or check the scale of the features (--feature_norm=standard)"
+        )
+
