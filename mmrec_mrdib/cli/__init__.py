@@ -1,0 +1,43 @@
+"""The command line: `mmrec-mrdib COMMAND`. One file a command; PyTorch is imported only when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from mmrec_mrdib import __version__
+from mmrec_mrdib.errors import MRdIBError
+
+COMMANDS = {"train": "train a model, with or without MRdIB, or both side by side"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Spinning OpenMP workers make an epoch many times slower as soon as another process runs (docs/performance.md).
+    # It must be set before PyTorch is loaded; whoever sets it otherwise is respected.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments and arguments[0] in COMMANDS:
+        command = importlib.import_module(f"mmrec_mrdib.cli.{arguments[0]}")
+        try:
+            return command.main(arguments[1:])
+        except MRdIBError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # e.g. `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    parser = argparse.ArgumentParser(
+        prog="mmrec-mrdib",
+        description="MRdIB for multimodal recommenders on RecBole (arXiv 2509.20225).",
+        epilog="'mmrec-mrdib COMMAND --help' explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"mmrec-mrdib {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    parser.parse_args(arguments)
+    return 0

@@ -1,0 +1,204 @@
+"""`train`: one model on one data set; plain, with MRdIB, or both side by side."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrec_mrdib import registry
+from mmrec_mrdib.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_EPILOG = """\
+examples:
+  run_mrdib.py --model VBPR --dataset ml-100k                 VBPR+MRdIB on the built-in data set
+  run_mrdib.py --model VBPR --dataset ml-100k --compare --seeds 1,2,3
+                                                              plain and +MRdIB, same seeds, side by side
+  run_mrdib.py --model BPR --dataset ml-100k --baseline       a general recommender of RecBole
+  run_mrdib.py --model VBPR --dataset baby --data_path data --modalities=image,text --learning_rate=5e-4
+
+parameters:
+  Any parameter of RecBole, of the model or of MRdIB is an option --key=value; an unknown one is refused, with the
+  nearest names. The defaults and what they mean: properties/overall.yaml, mrdib.yaml and model/<Model>.yaml in
+  {properties}
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    from mmrec_mrdib import paths
+
+    out = argparse.ArgumentParser(
+        prog="run_mrdib.py",
+        description="Train a multimodal recommender with MRdIB (default), plain (--baseline) or both (--compare). The best "
+        "epoch is chosen on the validation split; the test split is read once, at that epoch.",
+        epilog=_EPILOG.format(properties=paths.properties_dir()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    out.add_argument("--model", required=True, help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or RecBole's")
+    out.add_argument("--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)")
+    variant = out.add_mutually_exclusive_group()
+    variant.add_argument("--baseline", action="store_true", help="the plain model, without MRdIB")
+    variant.add_argument("--compare", action="store_true", help="both, with the same seeds, side by side")
+    out.add_argument("--seeds", metavar="1,2,3", help="one run a seed (default: the seed of the configuration)")
+    out.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters")
+    out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)")
+    out.add_argument("--resume", action="store_true", help="go on from interrupted runs; keep complete ones")
+    out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
+    out.add_argument("--quiet", action="store_true", help="no line an epoch, just the results")
+    return out
+
+
+def main(arguments: Sequence[str]) -> int:
+    arguments = _joined(arguments)
+    options, rest = parser().parse_known_args(arguments)
+    values = _parameters(rest)
+    seeds = _seeds(options.seeds, values)
+    models = _models(options)
+    _check_output(options.output)
+
+    from mmrec_mrdib.experiment import record
+    from mmrec_mrdib.experiment.run import Interrupted, make_config, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mmrec_mrdib").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    # All of them before the first run: a misspelt parameter must not show after an hour of training.
+    configs = [
+        make_config(m, options.dataset, seed, options.config_files, _for_model(values, m, models))
+        for seed in seeds
+        for m in models
+    ]
+    results = []
+    try:
+        for config in configs:
+            results.append(run(config, options.runs, options.resume))
+    except Interrupted as error:
+        command = shlex.join(["run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
+        print(f"\n{error}\ngo on with: {command}", file=sys.stderr)
+        return 130
+    if options.output is not None:
+        many = options.compare or len(results) > 1
+        record.write_json(options.output, results if many else results[0])
+    _show(results, models, options.dataset)
+    return 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """'--key value' as '--key=value' for parameters that argparse does not know (RecBole's form is with '=')."""
+    known = {s for action in parser()._actions for s in action.option_strings}
+    out: list[str] = []
+    takes_more = False
+    for argument in arguments:
+        previous = out[-1] if out else ""
+        is_bare = previous.startswith("--") and "=" not in previous and previous not in known
+        if is_bare and not argument.startswith("--") and not takes_more:
+            out[-1] = f"{previous}={argument}"
+        else:
+            out.append(argument)
+        takes_more = argument == "--config_files" or (takes_more and not argument.startswith("--"))
+    return out
+
+
+def _parameters(rest: Sequence[str]) -> dict[str, str]:
+    known = {s.removeprefix("--") for action in parser()._actions for s in action.option_strings}
+    values: dict[str, str] = {}
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise ConfigError(f"'{argument}': expected an option or --key=value.{did_you_mean(key, known)}")
+        if values.get(key, value) != value:
+            raise ConfigError(f"--{key} is given twice, as {values[key]} and {value}")
+        values[key] = value
+    return values
+
+
+def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:
+    if text is None:
+        return [None]
+    if "seed" in values:
+        raise ConfigError("--seeds and --seed: give one of them")
+    try:
+        seeds = [int(s) for s in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds={text}: expected whole numbers such as 1,2,3") from error
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds={text}: expected distinct numbers from 0")
+    return list(seeds)
+
+
+def _models(options: argparse.Namespace) -> list[str]:
+    base, plugged = registry.split_variant(options.model)
+    if plugged and (options.baseline or options.compare):
+        raise ConfigError(f"--model={options.model} names the variant; use --model={base} with --baseline or --compare")
+    if options.compare:
+        return [base, f"{base}+{registry.PLUGIN}"]
+    return [base] if options.baseline else [f"{base}+{registry.PLUGIN}"]
+
+
+def _for_model(values: dict[str, str], model: str, models: Sequence[str]) -> dict[str, str]:
+    """In a comparison the plug-in's parameters are for the +MRdIB side only."""
+    if len(models) == 1 or "+" in model:
+        return values
+    from mmrec_mrdib import paths
+    from mmrec_mrdib.schema import read_yaml
+
+    plugins = read_yaml(paths.properties_dir() / "mrdib.yaml")
+    return {k: v for k, v in values.items() if k not in plugins}
+
+
+def _check_output(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ConfigError(f"--output={path}: expected a file in a folder that exists")
+
+
+def _show(results: list[dict[str, Any]], models: Sequence[str], dataset: str) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(comparison(results, models, dataset))
+    console.print("run folders:")
+    for result in results:
+        console.print(f"  {result['folder']}", soft_wrap=True, highlight=False)
+
+
+def comparison(results: list[dict[str, Any]], models: Sequence[str], dataset: str) -> Table:
+    """A table of the test metrics of one or two models: mean over seeds (± standard deviation), and the relative gain."""
+    import statistics
+
+    from rich.table import Table
+
+    runs = {m: [r for r in results if r["model"] == m] for m in models}
+    n = len(runs[models[0]])
+    seeds = f"{n} seed{'s' if n > 1 else ''}"
+    table = Table(title=f"{dataset}, {seeds}: test, at the epoch best on valid", title_justify="left")
+    table.add_column("metric")
+    for m in models:
+        table.add_column(m, justify="right")
+    if len(models) == 2:
+        table.add_column("gain", justify="right")
+
+    def row(name: str, values: list[list[float]], digits: int, gain: bool) -> None:
+        means = [statistics.fmean(v) for v in values]
+        cells = [
+            f"{mean:.{digits}f}" + (f" ± {statistics.stdev(v):.{digits}f}" if len(v) > 1 else "")
+            for mean, v in zip(means, values, strict=True)
+        ]
+        if len(models) == 2:
+            cells.append(f"{means[1] / means[0] - 1:+.1%}" if gain and means[0] else "")
+        table.add_row(name, *cells)
+
+    for metric in results[0]["test"]:
+        row(metric, [[r["test"][metric] for r in runs[m]] for m in models], 4, True)
+    table.add_section()
+    valid = str(results[0]["config"]["valid_metric"]).lower()
+    row(f"valid {valid}", [[r["valid"][valid] for r in runs[m]] for m in models], 4, True)
+    row("best epoch", [[r["best_epoch"] for r in runs[m]] for m in models], 0, False)
+    row("seconds an epoch", [[r["seconds_per_epoch"] for r in runs[m]] for m in models], 3, False)
+    return table
