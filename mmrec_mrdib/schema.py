@@ -151,4 +151,6 @@ class TrainingSettings(Settings):
 
     checkpoint_interval: float = Field(ge=0)
     """Seconds between two writings of the resumable checkpoint; 0 writes it after each epoch."""
+    threads: int = Field(ge=0)
+    """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
 

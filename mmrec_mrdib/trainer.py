@@ -71,7 +71,11 @@ class MRdIBTrainer(Trainer):
         groups: list[dict[str, Any]] = [{"params": own}]
         if estimators:
             groups.append({"params": estimators, "weight_decay": 0.0})
-        return super()._build_optimizer(params=groups, **kwargs)
+        optimizer = super()._build_optimizer(params=groups, **kwargs)
+        if isinstance(optimizer, torch.optim.Adam):  # one kernel for all parameters; the same update
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        return optimizer
 
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = False, **kwargs: Any) -> Any:
         """RecBole's fit. Returns the best valid score and the best valid result."""

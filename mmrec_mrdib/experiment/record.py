@@ -35,7 +35,7 @@ from mmrec_mrdib.errors import CheckpointError, DataError
 RESULT_VERSION = 1
 _REQUIRED = ("version", "model", "dataset", "seed", "config", "best_epoch", "valid", "test", "epochs")
 # Parameters that do not change what is computed: left out of the hash that names a run folder.
-_VOLATILE = ("data_path", "checkpoint_dir", "show_progress", "state", "checkpoint_interval", "gpu_id", "device", "log_wandb")
+_VOLATILE = ("data_path", "checkpoint_dir", "show_progress", "state", "checkpoint_interval", "threads", "gpu_id", "device", "log_wandb")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import CheckpointError, ConfigError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
-from mmrec_mrdib.schema import EvaluationSettings
+from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,8 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
 
     started = time.perf_counter()
     record.reset_peak_memory()
+    if threads := TrainingSettings.from_config(config).threads:
+        torch.set_num_threads(threads)
     init_seed(config["seed"], config["reproducibility"])
     splits = prepare(config)
     name, seed = display_name(config), config["seed"]

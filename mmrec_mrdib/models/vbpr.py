@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.losses import bpr, frobenius
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
@@ -52,14 +54,15 @@ class VBPR(MultimodalRecommender):
         return None if self.n_items <= 2 * len(batch.users) else batch.items
 
     def propagate(self, enc: Encoded) -> Embeddings:
-        gamma = self.items if enc.items is None else self.items[enc.items]
-        z = torch.stack(list(enc.z.values())).sum(0) if len(enc.z) > 1 else next(iter(enc.z.values()))
+        gamma = self.items if enc.items is None else gather_rows(self.items, enc.items)
+        z = functools.reduce(torch.add, enc.z.values())
         theta = self.users[:, self.width :]
         return Embeddings(self.users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u = emb.users[batch.users]
-        i, j = emb.items[enc.rows(batch.positive)], emb.items[enc.rows(batch.negative)]
+        u = gather_rows(emb.users, batch.users)
+        i = gather_rows(emb.items, enc.rows(batch.positive))
+        j = gather_rows(emb.items, enc.rows(batch.negative))
         parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
         if self.reg_weight:
             parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j)

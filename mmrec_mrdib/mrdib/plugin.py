@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
+from mmrec_mrdib.errors import ContractError
+from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
 from mmrec_mrdib.mrdib.encoder import Gaussian
 from mmrec_mrdib.mrdib.estimators import REGISTRY
@@ -76,7 +78,7 @@ class MRdIB(MultimodalRecommender):
         with torch.no_grad():
             widths = {m: encoder(backbone.features(m)[:1]).shape[1] for m, encoder in backbone.encoders.items()}
         self.backbone.stage = Gaussian(
-            {m: (self.feature_dims[m], d) for m, d in widths.items()},
+            widths,
             settings.init_log_var,
             settings.min_log_var,
             settings.max_log_var,
@@ -103,14 +105,17 @@ class MRdIB(MultimodalRecommender):
         parts = dict(self.backbone.loss_parts(enc, emb, batch))
         logs: dict[str, Tensor] = {}
         weights = self.settings
-        if weights.rate_weight and enc.log_var is not None:
-            rows = self._distinct_rows(enc, batch)
-            rates = {m: rate(enc.mean[m][rows], enc.log_var[m][rows]) for m in enc.z}
+        # Rows of the distinct items of the batch; None: just these were encoded.
+        rows = batch.items if enc.items is None else None
+        if weights.rate_weight:
+            if enc.log_var is None:
+                raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
+            rates = {m: rate(enc.mean[m], enc.log_var[m], rows) for m in enc.z}
             parts["rate"] = weights.rate_weight * torch.stack(list(rates.values())).sum()
             logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}
         if weights.redundant_weight:
-            rows = self._distinct_rows(enc, batch)
-            loss, nats = self.redundancy({m: z[rows] for m, z in enc.z.items()}, weights.redundant_weight)
+            distinct = enc.z if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
+            loss, nats = self.redundancy(distinct, weights.redundant_weight)
             if loss is not None:
                 parts["redundant"] = loss
             logs |= {f"mi/{pair}": value for pair, value in nats.items()}
@@ -120,16 +125,17 @@ class MRdIB(MultimodalRecommender):
             logs |= {f"unique/{m}": value.detach() for m, value in uniques.items()}
         return StepLoss(parts, logs)
 
-    @staticmethod
-    def _distinct_rows(enc: Encoded, batch: Batch) -> Tensor | slice:
-        """Rows of the distinct items of the batch: all rows where just these were encoded."""
-        return batch.items if enc.items is None else slice(None)
-
     def _unique(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         assert batch.negative is not None
         positive, negative = enc.rows(batch.positive), enc.rows(batch.negative)
-        views = {m: emb.user_views[m] if m in emb.user_views else self.own_views[m] for m in enc.z}
-        return {m: unique(views[m][batch.users], z[positive], z[negative]) for m, z in enc.z.items()}
+        out: dict[str, Tensor] = {}
+        gathered: dict[int, Tensor] = {}  # a view that all modalities share is gathered once
+        for m, z in enc.z.items():
+            view = emb.user_views[m] if m in emb.user_views else self.own_views[m]
+            if id(view) not in gathered:
+                gathered[id(view)] = gather_rows(view, batch.users)
+            out[m] = unique(gathered[id(view)], gather_rows(z, positive), gather_rows(z, negative))
+        return out
 
     # Everything else is the backbone's.
 

@@ -48,9 +48,7 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
     return _Reverse.apply(x, weight)  # type: ignore[no-any-return]
 
 
-def derangement(n: int, device: torch.device | None = None) -> Tensor:
-    """(n,) a random permutation without a fixed point (a single cycle), for n >= 2."""
-    order = torch.randperm(n, device=device)
-    out = torch.empty_like(order)
-    out[order] = order.roll(1)
-    return out
+def random_shift(n: int) -> int:
+    """Uniform over 1 ... n - 1. Pairing row r with row r + shift (mod n) never pairs a row with itself, and over many draws
+    pairs any two rows equally often: a product sample for the price of a copy. From PyTorch's CPU stream: no device waits."""
+    return int(torch.randint(1, n, ()))

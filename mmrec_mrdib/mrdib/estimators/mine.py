@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmrec_mrdib.mrdib.estimators.base import Estimate, MIEstimator, derangement, reverse_gradient
+from mmrec_mrdib.mrdib.estimators.base import Estimate, MIEstimator, random_shift, reverse_gradient
 
 
 class MINE(MIEstimator):
@@ -18,10 +18,10 @@ class MINE(MIEstimator):
     the network to report little. So the representations reach T through a gradient-reversal layer and the loss is -bound:
     one backward pass, in which T ascends with weight 1 and a, b descend with `weight`.
 
-    Product samples pair each item with another one (a derangement of the R distinct items). The gradient of the logarithm
+    Product samples pair each item with another one (the R distinct items, shifted against each other). The gradient of the logarithm
     is corrected by a moving average of E_product[e^T] in place of its batch value, which is biased (section 3.2).
 
-    Deviations: the first layer of T is applied to a and b apart, W [a; b] = W_a a + W_b b, and its halves are permuted
+    Deviations: the first layer of T is applied to a and b apart, W [a; b] = W_a a + W_b b, and its halves are shifted
     instead of the inputs: the same function, half the cost. Memory O(R h).
     """
 
@@ -39,21 +39,21 @@ class MINE(MIEstimator):
         self.log_average: Tensor
         self.register_buffer("log_average", torch.tensor(math.nan))
 
-    def scores(self, a: Tensor, b: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """T on the joint pairs (a_r, b_r) and on the product pairs (a_r, b_other(r)), (R,) each."""
+    def scores(self, a: Tensor, b: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+        """T on the joint pairs (a_r, b_r) and on the product pairs (a_r, b_{r - shift}), (R,) each."""
         w_a, w_b = self.first.weight.split(a.shape[1], dim=1)
         left = nn.functional.linear(a, w_a, self.first.bias)
         right = nn.functional.linear(b, w_b)
         joint = self.last(torch.relu(left + right))
-        product = self.last(torch.relu(left + right[other]))
+        product = self.last(torch.relu(left + right.roll(shift, 0)))
         return joint.squeeze(1), product.squeeze(1)
 
     def forward(self, a: Tensor, b: Tensor, weight: float) -> Estimate:
         if len(a) < 2:  # no product sample exists
             zero = (a.sum() + b.sum()) * 0.0
             return Estimate(zero.detach(), zero)
-        other = derangement(len(a), a.device)
-        joint, product = self.scores(reverse_gradient(a, weight), reverse_gradient(b, weight), other)
+        shift = random_shift(len(a))
+        joint, product = self.scores(reverse_gradient(a, weight), reverse_gradient(b, weight), shift)
         log_mean = torch.logsumexp(product, 0) - math.log(len(product))
         with torch.no_grad():
             if self.training:

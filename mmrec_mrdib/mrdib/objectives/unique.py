@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mmrec_mrdib.losses import bpr
@@ -14,4 +15,5 @@ def unique(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         users: (B, d) users as seen through modality m, p_u^m.
         positive, negative: (B, d) z^m of the pairs' items.
     """
-    return bpr((users * positive).sum(-1), (users * negative).sum(-1))
+    margin = (users * (positive - negative)).sum(-1)
+    return bpr(margin, torch.zeros_like(margin))
