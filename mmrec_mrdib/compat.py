@@ -28,6 +28,7 @@ def activate() -> None:
     _numpy_aliases()
     _config_leaves_numpy_alone()
     _pandas_copy_on_write()
+    _token_sequences()
     _plain_checkpoints()
     _models_without_kmeans()
     _active = True
@@ -93,7 +94,8 @@ def _pandas_copy_on_write() -> None:
                     feat[field] = feat[field].fillna(feat[field].mean())
                 else:
                     empty = np.array([], dtype=np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64)
-                    feat[field] = [empty if isinstance(v, float) else v for v in feat[field]]
+                    filled = [empty if isinstance(v, float) else v for v in feat[field]]
+                    feat[field] = pd.Series(filled, index=feat.index, dtype=object)
 
     stock = module.Dataset._dataframe_to_interaction
 
@@ -103,9 +105,47 @@ def _pandas_copy_on_write() -> None:
             interaction = stock(self, data)
         return Interaction({name: column.clone() for name, column in interaction.interaction.items()})
 
+    load_feat = module.Dataset._load_feat
+
+    def quiet_load_feat(self: Any, *args: Any) -> Any:
+        with warnings.catch_warnings():  # of the fillna that read_csv above has made superfluous
+            warnings.simplefilter("ignore", getattr(pd.errors, "ChainedAssignmentError", FutureWarning))
+            return load_feat(self, *args)
+
+    module.Dataset._load_feat = quiet_load_feat
     module.pd = _Overlay(pd, read_csv=read_csv)
     module.Dataset._fill_nan = fill_nan
     module.Dataset._dataframe_to_interaction = to_interaction
+
+
+def _token_sequences() -> None:
+    """`Series.agg(len)` was once the length of each element and is that of the series now, which breaks RecBole's numbering
+    of token sequences (`Dataset._remap`). Replaced by the same numbering: in order of first appearance, 0 is padding."""
+    import pandas as pd
+    from recbole.data.dataset.dataset import Dataset
+    from recbole.utils import FeatureType
+
+    def remap(self: Any, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
+        if not remap_list:
+            return
+        columns = []
+        for feat, field, kind in remap_list:
+            values = feat[field].to_numpy(dtype=object)
+            columns.append(np.concatenate([*values, []]) if kind == FeatureType.TOKEN_SEQ else values)
+        numbers, names = pd.factorize(np.concatenate([c.astype(object) for c in columns]))
+        id_token = np.array(["[PAD]", *names])
+        token_id = {token: number for number, token in enumerate(id_token)}
+        parts = np.split(numbers + 1, np.cumsum([len(c) for c in columns])[:-1])
+        for (feat, field, kind), part in zip(remap_list, parts, strict=True):
+            self.field2id_token.setdefault(field, id_token)
+            self.field2token_id.setdefault(field, token_id)
+            if kind == FeatureType.TOKEN_SEQ:
+                ends = np.cumsum([len(v) for v in feat[field]])[:-1]
+                feat[field] = pd.Series(np.split(part, ends), index=feat.index, dtype=object)
+            else:
+                feat[field] = part
+
+    Dataset._remap = remap
 
 
 def _plain_checkpoints() -> None:

@@ -157,10 +157,10 @@ def known_keys() -> frozenset[str]:
 
 
 def parse_value(key: str, value: Any) -> Any:
-    """Text as the value it denotes in YAML ('0.1', 'true', '[5, 10]', 'none'); other types as they are."""
+    """Text as the value it denotes in YAML ('0.1', 'true', '[5, 10]', 'null'); other types as they are."""
     if not isinstance(value, str):
         return value
-    if value.lower() in ("none", "null", "~"):
+    if value == "None":  # Python's; 'none' is a word (feature_norm: none), null and ~ are YAML's
         return None
     try:
         return yaml.load(value, Loader=Loader)

@@ -45,7 +45,8 @@ def _native_reduce(values: Tensor, index: Tensor, size: int, reduce: str) -> Ten
     if reduce == "sum":
         return out.index_add(0, index, values)
     kind = {"mean": "mean", "max": "amax", "min": "amin"}[reduce]
-    return out.index_reduce(0, index, values, kind, include_self=False)
+    at = index.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    return out.scatter_reduce(0, at, values, kind, include_self=False)
 
 
 def segment_softmax(scores: Tensor, index: Tensor, size: int) -> Tensor:

@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)")
     out.add_argument("--resume", action="store_true", help="go on from interrupted runs; keep complete ones")
     out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
-    out.add_argument("--quiet", action="store_true", help="no line an epoch, just the results")
+    out.add_argument("--quiet", action="store_true", help="one line a run instead of one an epoch")
     return out
 
 
@@ -67,8 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     from mmrec_mrdib.experiment import record
     from mmrec_mrdib.experiment.run import Interrupted, make_config, run
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mmrec_mrdib").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[console], force=True)
+    logging.getLogger("mmrec_mrdib").setLevel(logging.INFO)
     # All of them before the first run: a misspelt parameter must not show after an hour of training.
     configs = [
         make_config(m, options.dataset, seed, options.config_files, _for_model(values, m, models))
@@ -77,8 +79,10 @@ def main(arguments: Sequence[str]) -> int:
     ]
     results = []
     try:
-        for config in configs:
-            results.append(run(config, options.runs, options.resume))
+        for n, config in enumerate(configs, 1):
+            result = run(config, options.runs, options.resume)
+            results.append(result)
+            print(_progress(n, len(configs), result), file=sys.stderr)
     except Interrupted as error:
         command = shlex.join(["run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
         print(f"\n{error}\ngo on with: {command}", file=sys.stderr)
@@ -88,6 +92,14 @@ def main(arguments: Sequence[str]) -> int:
         record.write_json(options.output, results if many else results[0])
     _show(results, models, options.dataset)
     return 0
+
+
+def _progress(n: int, total: int, result: dict[str, Any]) -> str:
+    metric = str(result["config"]["valid_metric"]).lower()
+    return (
+        f"run {n} of {total}: {result['model']}, seed {result['seed']}: valid {metric} {result['valid'][metric]:.4f} "
+        f"at epoch {result['best_epoch']} of {len(result['epochs'])}, {result['total_seconds']:.0f} s"
+    )
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -31,10 +31,10 @@ class MINE(MIEstimator):
         super().__init__()
         self.ema_rate = ema_rate
         self.first = nn.Linear(2 * dim, hidden)
-        self.last = nn.Linear(hidden, 1)
-        for layer in (self.first, self.last):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.last = nn.Linear(hidden, 1, bias=False)  # the bound does not change when a constant is added to T
+        nn.init.xavier_uniform_(self.first.weight)
+        nn.init.xavier_uniform_(self.last.weight)
+        nn.init.zeros_(self.first.bias)
         # log of the moving average of E_product[e^T]; NaN: no batch seen yet.
         self.log_average: Tensor
         self.register_buffer("log_average", torch.tensor(math.nan))

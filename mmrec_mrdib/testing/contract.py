@@ -1,0 +1,86 @@
+"""Contract tests that every backbone passes; inherit them with three lines:
+
+    class TestMyModel(ContractTests):
+        model = "MyModel"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.registry import model_class
+from mmrec_mrdib.testing.toy import write_mmrec
+
+DIMS = {"a": 12, "b": 8, "c": 5}
+
+
+def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple[Any, Any]:
+    """(model, splits) of a variant on a toy data set with the given number of modalities."""
+    if not (folder / "toy").is_dir():
+        write_mmrec(folder / "toy", users=40, items=30, dims=DIMS)
+    values = {"data_path": str(folder), "modalities": ",".join(list(DIMS)[:modalities]), "embedding_size": 8, **values}
+    config = make_config(model, "toy", 1, values=values)
+    splits = prepare(config)
+    torch.manual_seed(0)
+    return model_class(config["model"])(config, splits.parts[0]), splits
+
+
+def gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by parameter name of a step."""
+    model.zero_grad()
+    loss = model.calculate_loss(batch)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3])
+class ContractTests:
+    """What holds for every backbone, for one, two and three modalities."""
+
+    model: ClassVar[str]
+
+    @pytest.mark.parametrize("plugin", ["", "+MRdIB"])
+    def test_every_parameter_learns(self, tmp_path: Path, modalities: int, plugin: str) -> None:
+        model, splits = build(self.model + plugin, tmp_path, modalities)
+        model.train()
+        _, grads = gradients(model, next(iter(splits.train)))
+        still = [n for n, _ in model.named_parameters() if n not in grads or not grads[n].abs().sum() > 0]
+        assert not still
+
+    def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
+        off = {"rate_weight": 0, "redundant_weight": 0, "unique_weight": 0, "init_log_var": -200, "min_log_var": -200}
+        plain, splits = build(self.model, tmp_path, modalities)
+        variant, _ = build(self.model + "+MRdIB", tmp_path, modalities, **off)
+        assert all(torch.equal(p, variant.backbone.get_parameter(n)) for n, p in plain.named_parameters())
+        batch = next(iter(splits.train))
+        plain.train(), variant.train()
+        loss, grads = gradients(plain, batch)
+        variant_loss, variant_grads = gradients(variant, batch)
+        assert variant_loss == pytest.approx(loss, abs=1e-7)
+        for name, grad in grads.items():
+            torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
+        plain.eval(), variant.eval()
+        torch.testing.assert_close(variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0)
+
+    def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int) -> None:
+        model, splits = build(self.model + "+MRdIB", tmp_path, modalities)
+        model.eval()
+        batch = next(iter(splits.train))
+        scores = model.full_sort_predict(batch)
+        torch.testing.assert_close(scores, model.full_sort_predict(batch), rtol=0, atol=0)
+        pairs = scores.gather(1, batch[model.ITEM_ID][:, None]).squeeze(1)
+        torch.testing.assert_close(model.predict(batch), pairs)
+
+    def test_whole_and_partial_encoding_agree(self, tmp_path: Path, modalities: int) -> None:
+        model, splits = build(self.model, tmp_path, modalities)
+        model.eval()
+        items = model.batch(next(iter(splits.train))).items[:5]
+        whole, part = model.encode_items(), model.encode_items(items)
+        for m, z in part.z.items():
+            torch.testing.assert_close(z, whole.z[m][items])
+        assert torch.equal(part.rows(items), torch.arange(5))

@@ -1,0 +1,41 @@
+"""Toy data sets in both layouts, and the places of optional reference data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmrec_mrdib.testing.toy import write_mmrec
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = SHARED / "reference" / "golden"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/reference/golden beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lfm2k() -> Path:
+    folder = SHARED / "data"
+    if not (folder / "lfm2k").is_dir():
+        pytest.skip("no ../shared/data/lfm2k beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A data_path with the data set 'toy' in the MMRec layout: 40 users, 30 items, modalities a, b, c."""
+    write_mmrec(tmp_path / "toy", users=40, items=30, dims={"a": 12, "b": 8, "c": 5}, seed=0)
+    return tmp_path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

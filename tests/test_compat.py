@@ -1,0 +1,104 @@
+"""One test for each workaround in compat.py, and RecBole's own pieces with our models."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config as RecBoleConfig
+from recbole.data import data_preparation
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+
+from mmrec_mrdib import MRdIB, MultimodalDataset, VBPR, compat
+from mmrec_mrdib.evaluation import PER_USER, ranking_metric
+
+compat.activate()
+
+
+@pytest.fixture
+def recbole_config(toy, tmp_path, monkeypatch):
+    """RecBole's own Config, as its documentation uses it, on a data set in its atomic layout."""
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    monkeypatch.chdir(tmp_path)
+    folder = toy / "toy"
+    rows = [line.split("\t")[:2] for line in (folder / "toy.inter").read_text().splitlines()[1:]]
+    (folder / "toy.inter").write_text("\n".join(["user_id:token\titem_id:token", *("\t".join(r) for r in rows)]) + "\n")
+    for m in "abc":
+        (folder / f"{m}_ids.txt").write_text("\n".join(map(str, range(30))) + "\n")
+
+    def make(model, **values):
+        values = {"data_path": str(toy), "epochs": 1, "checkpoint_dir": str(tmp_path / "saved"), **values}
+        return RecBoleConfig(model=model, dataset="toy", config_dict={"show_progress": False, **values})
+
+    return make
+
+
+@pytest.mark.parametrize("model", [VBPR, MRdIB])
+def test_recboles_own_config_loaders_and_trainer(recbole_config, model):
+    config = recbole_config(model, **({"backbone": "VBPR"} if model is MRdIB else {}))
+    init_seed(config["seed"], True)
+    train, valid, test = data_preparation(config, MultimodalDataset(config))
+    instance = model(config, train.dataset).to(config["device"])
+    before = {n: p.clone() for n, p in instance.named_parameters()}
+    trainer = Trainer(config, instance)
+    _, best = trainer.fit(train, valid, show_progress=False)
+    result = trainer.evaluate(test)  # loads the stock trainer's own checkpoint
+    assert best["recall@10"] >= 0 and 0 < result["recall@10"] < 1
+    assert any(not torch.equal(before[n], p) for n, p in instance.named_parameters())
+    again = Trainer(config, instance)
+    again.resume_checkpoint(trainer.saved_model_file)
+    assert again.start_epoch == 1
+
+
+def test_numpy_is_left_alone(recbole_config):
+    recbole_config(VBPR)
+    assert not hasattr(np, "float") and not hasattr(np, "unicode")
+
+
+def test_metrics_equal_recboles():
+    from recbole.evaluator.metrics import MAP, MRR, NDCG, Hit, Precision, Recall
+
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 15, size=300)
+    hit = rng.random((300, 10)) < 0.3
+    hit[hit.cumsum(1) > n[:, None]] = False
+    for name, metric in zip(PER_USER, (Recall, NDCG, Precision, MAP, Hit, MRR), strict=True):
+        config = {"metric_decimal_place": 4, "topk": [1, 5, 10]}
+        recboles = metric(config).metric_info(*([hit] if name in ("precision", "hit", "mrr") else [hit, n]))
+        ours = ranking_metric(name, torch.from_numpy(hit), torch.from_numpy(n), [1, 5, 10])
+        for k, values in ours.items():
+            np.testing.assert_allclose(values.numpy(), recboles[:, k - 1], atol=1e-12, err_msg=f"{name}@{k}")
+
+
+def test_interaction_takes_python_scalars():
+    assert Interaction({"x": [1.0, 2.0]})["x"].tolist() == [1.0, 2.0]
+
+
+def test_missing_values_of_atomic_files_are_filled(recbole_config, toy):
+    lines = ["item_id:token\tname:token_seq\tprice:float\tbrand:token", "0\tred shoe\t1.0\tx", "1\t\t\t", "2\tcap\t3.0\ty"]
+    (toy / "toy" / "toy.item").write_text("\n".join(lines) + "\n")
+    columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "name", "price", "brand"]}
+    data = MultimodalDataset(recbole_config(VBPR, load_col=columns, filter_inter_by_user_or_item=False))
+    row = data.token2id("item_id", "1")
+    assert data.item_feat["price"][row] == 2.0 and data.item_feat["brand"][row] == 0 and len(data.item_feat["name"][row]) == 0
+    data.build()
+    assert data.item_feat["name"][row].sum() == 0
+
+
+def test_tensors_do_not_lie_on_read_only_memory(recbole_config, recwarn):
+    data = MultimodalDataset(recbole_config(VBPR))
+    data.build()
+    assert not [w for w in recwarn if "not writable" in str(w.message)]
+
+
+def test_models_import_without_kmeans_pytorch():
+    import sys
+
+    from recbole.model.general_recommender import BPR
+
+    assert BPR.__name__ == "BPR" and "kmeans_pytorch" not in sys.modules
+
+
+def test_plain_values():
+    value = compat.plain({"a": np.float64(1.5), 2: (torch.device("cpu"), None, np.int64(3))})
+    assert value == {"a": 1.5, "2": ["cpu", None, 3]} and type(value["a"]) is float
