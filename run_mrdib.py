@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a multimodal recommender with or without MRdIB: the `train` command under the name the paper's readers expect.
 
-    python run_mrdib.py --model VBPR --dataset ml-100k --compare
+python run_mrdib.py --model VBPR --dataset ml-100k --compare
 """
 
 import sys

@@ -35,7 +35,17 @@ from recbole.utils import ModelType  # noqa: E402
 # RecBole would pickle whole data sets for these; we never unpickle.
 _REFUSED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # Keys that RecBole reads without giving them a default in its property files.
-_RECBOLE_EXTRA = ("model", "dataset", "config_files", "encoding", "nproc", "ip", "port", "world_size", "offset")
+_RECBOLE_EXTRA = (
+    "model",
+    "dataset",
+    "config_files",
+    "encoding",
+    "nproc",
+    "ip",
+    "port",
+    "world_size",
+    "offset",
+)
 
 
 class Config(recbole.config.Config):
@@ -96,7 +106,9 @@ class Config(recbole.config.Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         if model_class.type != ModelType.GENERAL:
-            raise ConfigError(f"{model} is not a general recommender: it needs more than users, items and features")
+            raise ConfigError(
+                f"{model} is not a general recommender: it needs more than users, items and features"
+            )
         external = self.external_config_dict
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))
         backbone = external.get("backbone") if model == registry.PLUGIN else None
@@ -131,9 +143,13 @@ class Config(recbole.config.Config):
         known = known_keys() | set(self.internal_config_dict) | {"backbone"}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}")
+                raise ConfigError(
+                    f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}"
+                )
             if key in _REFUSED and value:
-                raise ConfigError(f"{where}{key} is not supported: it stores pickled objects, never loaded here")
+                raise ConfigError(
+                    f"{where}{key} is not supported: it stores pickled objects, never loaded here"
+                )
             _check_type(key, value, self.internal_config_dict.get(key))
 
     def _set_default_parameters(self) -> None:
@@ -165,7 +181,9 @@ def parse_value(key: str, value: Any) -> Any:
     try:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})") from error
+        raise ConfigError(
+            f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})"
+        ) from error
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
@@ -208,6 +226,8 @@ def _check_evaluation(config: Config) -> None:
             f"at one of topk={list(config['topk'])}, as in {config['metrics'][0]}@{config['topk'][0]}"
         )
     if set(config["eval_args"]["mode"].values()) != {"full"}:
-        raise ConfigError(f"eval_args.mode={config['eval_args']['mode']}: only full ranking is supported (mode: full)")
+        raise ConfigError(
+            f"eval_args.mode={config['eval_args']['mode']}: only full ranking is supported (mode: full)"
+        )
     if str(config["learner"]).lower() not in ("adam", "adamw", "sgd", "adagrad", "rmsprop"):
         raise ConfigError(f"learner={config['learner']}: expected adam, adamw, sgd, adagrad or rmsprop")

@@ -153,4 +153,3 @@ class TrainingSettings(Settings):
     """Seconds between two writings of the resumable checkpoint; 0 writes it after each epoch."""
     threads: int = Field(ge=0)
     """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
-

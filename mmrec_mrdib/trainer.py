@@ -84,7 +84,9 @@ class MRdIBTrainer(Trainer):
             return self.best_valid_score, self.best_valid_result
         return super().fit(train_data, valid_data, verbose=verbose, callback_fn=self._after_epoch, **kwargs)
 
-    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
         """One epoch. Losses are summed on the device and read once, so that no batch waits for them."""
         started = time.perf_counter()
         self.model.train()
@@ -93,7 +95,9 @@ class MRdIBTrainer(Trainer):
         meter = _Meter()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         clipped = self._clipped_parameters() if self.clip_grad_norm else []
-        bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
+        bar = tqdm(
+            train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True
+        )
         shown = started
         for interaction in bar:
             self.optimizer.zero_grad(set_to_none=True)
@@ -121,7 +125,9 @@ class MRdIBTrainer(Trainer):
         self.history.append(record)
         return sum(record["losses"].values())
 
-    def _valid_epoch(self, valid_data: RankingSplit, show_progress: bool = False) -> tuple[float, dict[str, float]]:
+    def _valid_epoch(
+        self, valid_data: RankingSplit, show_progress: bool = False
+    ) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
         result = self.rank(valid_data).means
         self.history[-1] |= {"valid": result, "eval_seconds": time.perf_counter() - started}
@@ -159,7 +165,11 @@ class MRdIBTrainer(Trainer):
             self.write_checkpoint(self.folder / "last.pt")
 
     def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: Any = None,
+        show_progress: bool = False,
     ) -> dict[str, float]:
         """Mean metrics of a split, with the best weights of this training unless told otherwise."""
         if load_best_model:
@@ -173,7 +183,13 @@ class MRdIBTrainer(Trainer):
         self.model.eval()
         data = self.eval_collector.get_data_struct() if self._recbole_metrics else None
         return rank(
-            self.model, split, self._metrics, self._ks, self.config["USER_ID_FIELD"], self._recbole_metrics, data
+            self.model,
+            split,
+            self._metrics,
+            self._ks,
+            self.config["USER_ID_FIELD"],
+            self._recbole_metrics,
+            data,
         )
 
     def load_best(self) -> None:
@@ -215,7 +231,9 @@ class MRdIBTrainer(Trainer):
             self.model.load_state_dict(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{resume_file}: belongs to another model ({str(error).splitlines()[0]})") from error
+            raise CheckpointError(
+                f"{resume_file}: belongs to another model ({str(error).splitlines()[0]})"
+            ) from error
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -282,4 +300,3 @@ class _Meter:
             f"loss term {', '.join(terms)} became NaN or infinite in epoch {epoch}, batch {first}; "
             "lower --learning_rate or the term's weight, or check the scale of the features (--feature_norm=standard)"
         )
-

@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-from mmrec_mrdib import MRdIB, MultimodalDataset, VBPR, compat
+from mmrec_mrdib import VBPR, MRdIB, MultimodalDataset, compat
 from mmrec_mrdib.evaluation import PER_USER, ranking_metric
 
 compat.activate()
@@ -22,7 +22,9 @@ def recbole_config(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = toy / "toy"
     rows = [line.split("\t")[:2] for line in (folder / "toy.inter").read_text().splitlines()[1:]]
-    (folder / "toy.inter").write_text("\n".join(["user_id:token\titem_id:token", *("\t".join(r) for r in rows)]) + "\n")
+    (folder / "toy.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token", *("\t".join(r) for r in rows)]) + "\n"
+    )
     for m in "abc":
         (folder / f"{m}_ids.txt").write_text("\n".join(map(str, range(30))) + "\n")
 
@@ -75,12 +77,21 @@ def test_interaction_takes_python_scalars():
 
 
 def test_missing_values_of_atomic_files_are_filled(recbole_config, toy):
-    lines = ["item_id:token\tname:token_seq\tprice:float\tbrand:token", "0\tred shoe\t1.0\tx", "1\t\t\t", "2\tcap\t3.0\ty"]
+    lines = [
+        "item_id:token\tname:token_seq\tprice:float\tbrand:token",
+        "0\tred shoe\t1.0\tx",
+        "1\t\t\t",
+        "2\tcap\t3.0\ty",
+    ]
     (toy / "toy" / "toy.item").write_text("\n".join(lines) + "\n")
     columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "name", "price", "brand"]}
     data = MultimodalDataset(recbole_config(VBPR, load_col=columns, filter_inter_by_user_or_item=False))
     row = data.token2id("item_id", "1")
-    assert data.item_feat["price"][row] == 2.0 and data.item_feat["brand"][row] == 0 and len(data.item_feat["name"][row]) == 0
+    assert (
+        data.item_feat["price"][row] == 2.0
+        and data.item_feat["brand"][row] == 0
+        and len(data.item_feat["name"][row]) == 0
+    )
     data.build()
     assert data.item_feat["name"][row].sum() == 0
 

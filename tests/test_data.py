@@ -31,7 +31,11 @@ def write_inter(folder, rows, name="toy"):
 
 def test_mmrec_split_and_alignment_with_shuffled_and_missing_ids(tmp_path, rng):
     ids = np.array([17, 3, 11, 0, 8, 5, 19])  # neither sorted nor contiguous
-    rows = [(u, i, label) for u in (4, 2, 9) for i, label in zip(rng.permutation(ids), [0, 0, 0, 0, 0, 1, 2], strict=True)]
+    rows = [
+        (u, i, label)
+        for u in (4, 2, 9)
+        for i, label in zip(rng.permutation(ids), [0, 0, 0, 0, 0, 1, 2], strict=True)
+    ]
     rng.shuffle(rows)
     write_inter(tmp_path, rows)
     features = rng.normal(size=(20, 6)).astype(np.float16)
@@ -190,18 +194,27 @@ def rewrite(old, new):
     ("damage", "message"),
     [
         (lambda f: (f / "toy.inter").unlink(), r"toy\.inter: no such file"),
-        (lambda f: np.save(f / "a_feat.npy", np.ones((29, 4))), r"a_feat\.npy: 29 rows.*30 rows are expected"),
+        (
+            lambda f: np.save(f / "a_feat.npy", np.ones((29, 4))),
+            r"a_feat\.npy: 29 rows.*30 rows are expected",
+        ),
         (corrupt(np.nan), r"a_feat\.npy: NaN or infinite values in 2 rows \(3, 7"),
         (corrupt(np.inf), r"a_feat\.npy: NaN or infinite values in 2 rows \(3, 7"),
         (plant, r"a_feat\.npy: holds Python objects \(a pickle\)"),
         (lambda f: (f / "a_feat.npy").write_bytes(b"rubbish"), r"a_feat\.npy"),
         (lambda f: (f / "a_feat.npy").write_bytes(b""), r"a_feat\.npy"),
-        (lambda f: np.save(f / "a_feat.npy", np.ones(30)), r"found shape \(30,\).*expected \(items, dimensions\)"),
+        (
+            lambda f: np.save(f / "a_feat.npy", np.ones(30)),
+            r"found shape \(30,\).*expected \(items, dimensions\)",
+        ),
         (rewrite("userID\titemID", "user\titemID"), r"header lacks userID"),
         (rewrite("\n0\t", "\n0.5\t"), r"line 2, column userID: '0\.5' is not a whole number"),
         (rewrite("\n0\t", "\n-1\t"), r"line 2, column userID: '-1'"),
         (rewrite("\t1\t2\n", "\t1\t7\n"), r"line 2: x_label is 7"),
-        (lambda f: (f / "toy.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n0\t29\t1\n"), "test split is empty"),
+        (
+            lambda f: (f / "toy.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n0\t29\t1\n"),
+            "test split is empty",
+        ),
         (lambda f: (f / "toy.inter").write_text(""), "toy.inter"),
         (lambda f: (f / "toy.inter").write_bytes(b"\xff\xfe\x00"), "UTF-8"),
     ],
@@ -238,7 +251,9 @@ def test_an_epoch_has_every_positive_once(toy):
     train = prepare(Config("VBPR", "toy", config_dict={"data_path": str(toy), "train_batch_size": 64})).train
     batches = list(train)
     assert len(batches) == len(train)
-    users, items, negatives = (torch.cat([b[f] for b in batches]) for f in ("user_id", "item_id", "neg_item_id"))
+    users, items, negatives = (
+        torch.cat([b[f] for b in batches]) for f in ("user_id", "item_id", "neg_item_id")
+    )
     assert torch.equal((users * 100 + items).sort().values, (train.users * 100 + train.items).sort().values)
     assert not train.sampler.is_positive(users, negatives).any()
     assert not torch.equal(torch.cat([b["item_id"] for b in train]), items)  # another order in the next epoch

@@ -9,14 +9,23 @@ from mmrec_mrdib import graphs
 @pytest.fixture
 def edges():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(200, 3, generator=generator), torch.randint(0, 12, (200,), generator=generator) + 1  # 0, 13 empty
+    return torch.randn(200, 3, generator=generator), torch.randint(
+        0, 12, (200,), generator=generator
+    ) + 1  # 0, 13 empty
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
 def test_native_path_against_a_loop(edges, reduce):
     values, index = edges
-    op = {"sum": lambda v: v.sum(0), "mean": lambda v: v.mean(0), "max": lambda v: v.amax(0), "min": lambda v: v.amin(0)}
-    truth = torch.stack([op[reduce](values[index == s]) if (index == s).any() else torch.zeros(3) for s in range(14)])
+    op = {
+        "sum": lambda v: v.sum(0),
+        "mean": lambda v: v.mean(0),
+        "max": lambda v: v.amax(0),
+        "min": lambda v: v.amin(0),
+    }
+    truth = torch.stack(
+        [op[reduce](values[index == s]) if (index == s).any() else torch.zeros(3) for s in range(14)]
+    )
     torch.testing.assert_close(graphs._native_reduce(values, index, 14, reduce), truth)
 
 

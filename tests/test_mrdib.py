@@ -46,7 +46,9 @@ def test_sampling_is_reparameterised():
     z.backward(upstream)
     # dz/dmu = 1 (the head's weights are 0 at the start), dz/dlog_var = (z - mu) / 2
     torch.testing.assert_close(mean.grad, upstream)
-    torch.testing.assert_close(stage.heads["m"].bias.grad, (upstream * (z - mu).detach() / 2).sum(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        stage.heads["m"].bias.grad, (upstream * (z - mu).detach() / 2).sum(0), rtol=1e-3, atol=1e-3
+    )
     stage.eval()
     z, mu, log_var = stage.encode("m", lambda _: mean, x)
     assert z is mu and log_var is None
@@ -96,7 +98,9 @@ def test_mine_gradients_take_opposite_signs():
     dv = joint.mean() - (torch.logsumexp(product, 0) - math.log(50))
     assert dv.item() == pytest.approx(estimate.nats.item(), abs=1e-6)
     true_a, true_t = torch.autograd.grad(dv, (a, mine.first.weight))
-    torch.testing.assert_close(grad_a, 0.5 * true_a)  # minimising the loss descends the bound in a, with the weight
+    torch.testing.assert_close(
+        grad_a, 0.5 * true_a
+    )  # minimising the loss descends the bound in a, with the weight
     torch.testing.assert_close(grad_t, -true_t)  # and ascends it in T, with weight 1
     _, no_push, still_learns = bound(0.0)
     assert no_push.abs().sum() == 0 and torch.equal(still_learns, grad_t)
@@ -148,7 +152,9 @@ def train_encoder(reversal: bool) -> float:
     torch.manual_seed(0)
     encoders = torch.nn.ModuleList(torch.nn.Linear(2, 1, bias=False) for _ in range(2))
     mine = MINE(1, 32, 0.05)
-    optimizer = torch.optim.Adam([{"params": encoders.parameters(), "lr": 3e-3}, {"params": mine.parameters(), "lr": 1e-2}])
+    optimizer = torch.optim.Adam(
+        [{"params": encoders.parameters(), "lr": 3e-3}, {"params": mine.parameters(), "lr": 1e-2}]
+    )
     for layer in encoders:
         torch.nn.init.constant_(layer.weight, 0.7)
 
@@ -195,10 +201,9 @@ def test_total_is_the_weighted_sum(tmp_path):
 
 
 def test_estimators_are_a_group_of_their_own(tmp_path):
-    from mmrec_mrdib.trainer import MRdIBTrainer
-
     from mmrec_mrdib.experiment.run import make_config, prepare
     from mmrec_mrdib.registry import model_class
+    from mmrec_mrdib.trainer import MRdIBTrainer
 
     build("VBPR", tmp_path)
     values = {"data_path": str(tmp_path), "weight_decay": 0.1, "checkpoint_dir": str(tmp_path / "r")}

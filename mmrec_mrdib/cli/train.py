@@ -42,14 +42,24 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    out.add_argument("--model", required=True, help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or RecBole's")
-    out.add_argument("--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)")
+    out.add_argument(
+        "--model", required=True, help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or RecBole's"
+    )
+    out.add_argument(
+        "--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)"
+    )
     variant = out.add_mutually_exclusive_group()
     variant.add_argument("--baseline", action="store_true", help="the plain model, without MRdIB")
     variant.add_argument("--compare", action="store_true", help="both, with the same seeds, side by side")
-    out.add_argument("--seeds", metavar="1,2,3", help="one run a seed (default: the seed of the configuration)")
-    out.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters")
-    out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)")
+    out.add_argument(
+        "--seeds", metavar="1,2,3", help="one run a seed (default: the seed of the configuration)"
+    )
+    out.add_argument(
+        "--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters"
+    )
+    out.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)"
+    )
     out.add_argument("--resume", action="store_true", help="go on from interrupted runs; keep complete ones")
     out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
     out.add_argument("--quiet", action="store_true", help="one line a run instead of one an epoch")
@@ -148,7 +158,9 @@ def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:
 def _models(options: argparse.Namespace) -> list[str]:
     base, plugged = registry.split_variant(options.model)
     if plugged and (options.baseline or options.compare):
-        raise ConfigError(f"--model={options.model} names the variant; use --model={base} with --baseline or --compare")
+        raise ConfigError(
+            f"--model={options.model} names the variant; use --model={base} with --baseline or --compare"
+        )
     if options.compare:
         return [base, f"{base}+{registry.PLUGIN}"]
     return [base] if options.baseline else [f"{base}+{registry.PLUGIN}"]

@@ -33,7 +33,10 @@ TITLE_DIMS, KG_DIMS = 128, 128
 
 def is_builtin(folder: Path, name: str) -> bool:
     """Whether the folder is RecBole's own copy of a data set whose modalities are derived here."""
-    return name in paths.BUILTIN_DATASETS and folder.resolve() == (paths.recbole_dir() / "dataset_example" / name).resolve()
+    return (
+        name in paths.BUILTIN_DATASETS
+        and folder.resolve() == (paths.recbole_dir() / "dataset_example" / name).resolve()
+    )
 
 
 def modality_folder(source: Path, name: str) -> Path:
@@ -81,7 +84,9 @@ def title_features(titles: list[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(sublinear_tf=True).fit_transform(titles)
-    grams = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=2).fit_transform(titles)
+    grams = TfidfVectorizer(
+        sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=2
+    ).fit_transform(titles)
     return _svd(hstack([words, grams]).tocsr(), TITLE_DIMS)
 
 
@@ -114,7 +119,9 @@ def kg_features(documents: list[list[str]]) -> np.ndarray:
     """(I, d) from the neighbour tokens of I films; neighbours of a single film are left out."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    matrix = TfidfVectorizer(analyzer=lambda tokens: tokens, min_df=2, sublinear_tf=True).fit_transform(documents)
+    matrix = TfidfVectorizer(analyzer=lambda tokens: tokens, min_df=2, sublinear_tf=True).fit_transform(
+        documents
+    )
     return _svd(matrix, KG_DIMS)
 
 

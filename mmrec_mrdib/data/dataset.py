@@ -82,7 +82,9 @@ class MultimodalDataset(Dataset):
         self.benchmark_filename_list = list(SPLITS)
         self.file_size_list = np.bincount(frame["x_label"], minlength=3).tolist()
         columns = {self.uid_field: frame["userID"], self.iid_field: frame["itemID"]}
-        self.inter_feat = pd.DataFrame({name: ids.astype(str).astype(object) for name, ids in columns.items()})
+        self.inter_feat = pd.DataFrame(
+            {name: ids.astype(str).astype(object) for name, ids in columns.items()}
+        )
         for name in columns:
             self.field2source[name] = FeatureSource.INTERACTION
             self.field2type[name] = FeatureType.TOKEN
@@ -110,7 +112,9 @@ class MultimodalDataset(Dataset):
             if dropped:
                 self.notes[f"{name}_interactions_of_users_without_train_items"] = dropped
                 cold = part.inter_feat[self.uid_field][~keep].unique().numel()
-                logger.info("%s: %d users without training items dropped (%d interactions)", name, cold, dropped)
+                logger.info(
+                    "%s: %d users without training items dropped (%d interactions)", name, cold, dropped
+                )
                 part.inter_feat = part.inter_feat[keep]
             if len(part.inter_feat) == 0:
                 raise DataError(
@@ -123,7 +127,9 @@ class MultimodalDataset(Dataset):
 
     def _drop_repeated(self) -> None:
         pairs = self.inter_feat[[self.uid_field, self.iid_field]]
-        self._keep_interactions(~pairs.duplicated(keep="first").to_numpy(), "repeated_interactions", "kept once")
+        self._keep_interactions(
+            ~pairs.duplicated(keep="first").to_numpy(), "repeated_interactions", "kept once"
+        )
 
     def _keep_interactions(self, keep: np.ndarray, note: str, what: str) -> None:
         if keep.all():
@@ -160,7 +166,9 @@ class MultimodalDataset(Dataset):
             lacking.update(without)
         if lacking and self.settings.missing == "drop":
             keep = ~self.inter_feat[self.iid_field].astype(str).isin(lacking).to_numpy()
-            self._keep_interactions(keep, "interactions_of_items_without_features", f"dropped with {len(lacking)} items")
+            self._keep_interactions(
+                keep, "interactions_of_items_without_features", f"dropped with {len(lacking)} items"
+            )
             self.notes["items_without_features"] = len(lacking)
             if self.item_feat is not None:
                 known = ~self.item_feat[self.iid_field].astype(str).isin(lacking)

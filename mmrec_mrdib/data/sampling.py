@@ -45,7 +45,9 @@ class NegativeSampler:
         device = self.candidates.device
 
         def draw(n: int) -> Tensor:
-            return self.candidates[torch.randint(len(self.candidates), (n,), generator=generator, device=device)]
+            return self.candidates[
+                torch.randint(len(self.candidates), (n,), generator=generator, device=device)
+            ]
 
         out = draw(len(users))
         todo = torch.nonzero(self.is_positive(users, out)).flatten()
@@ -68,7 +70,9 @@ class TrainBatches:
         generator: state of the random stream (saved in checkpoints).
     """
 
-    def __init__(self, dataset, batch_size: int, seed: int, device: torch.device, shuffle: bool = True) -> None:
+    def __init__(
+        self, dataset, batch_size: int, seed: int, device: torch.device, shuffle: bool = True
+    ) -> None:
         self.dataset = self._dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -91,5 +95,9 @@ class TrainBatches:
         for start in range(0, len(users), self.batch_size):
             part = slice(start, start + self.batch_size)
             yield Interaction(
-                {self.user_field: users[part], self.item_field: items[part], self.negative_field: negatives[part]}
+                {
+                    self.user_field: users[part],
+                    self.item_field: items[part],
+                    self.negative_field: negatives[part],
+                }
             )

@@ -1,11 +1,11 @@
 """What a run leaves behind: one folder, written atomically, read back without unpickling.
 
-    runs/<model>-<dataset>-<seed>-<hash>/
-        result.json     everything about the run; there only when the run is complete
-        per_user.npz    each test user's metrics: `users` (tokens), `metrics` (names), `values` (N, metrics)
-        best.pt         weights of the best epoch (tensors and plain values)
-        last.pt         state to resume from; there only while the run is incomplete
-        log.txt curves.png tensorboard/
+runs/<model>-<dataset>-<seed>-<hash>/
+    result.json     everything about the run; there only when the run is complete
+    per_user.npz    each test user's metrics: `users` (tokens), `metrics` (names), `values` (N, metrics)
+    best.pt         weights of the best epoch (tensors and plain values)
+    last.pt         state to resume from; there only while the run is incomplete
+    log.txt curves.png tensorboard/
 """
 
 from __future__ import annotations
@@ -35,7 +35,17 @@ from mmrec_mrdib.errors import CheckpointError, DataError
 RESULT_VERSION = 1
 _REQUIRED = ("version", "model", "dataset", "seed", "config", "best_epoch", "valid", "test", "epochs")
 # Parameters that do not change what is computed: left out of the hash that names a run folder.
-_VOLATILE = ("data_path", "checkpoint_dir", "show_progress", "state", "checkpoint_interval", "threads", "gpu_id", "device", "log_wandb")
+_VOLATILE = (
+    "data_path",
+    "checkpoint_dir",
+    "show_progress",
+    "state",
+    "checkpoint_interval",
+    "threads",
+    "gpu_id",
+    "device",
+    "log_wandb",
+)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -101,7 +111,9 @@ def load_result(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a result file ({error})") from error
     missing = [k for k in _REQUIRED if not isinstance(result, dict) or k not in result]
     if missing or result["version"] != RESULT_VERSION:
-        raise DataError(f"{path}: not a result of this program's version (missing: {', '.join(missing) or 'none'})")
+        raise DataError(
+            f"{path}: not a result of this program's version (missing: {', '.join(missing) or 'none'})"
+        )
     return result
 
 
@@ -124,14 +136,25 @@ def run_folder(root: Path, model: str, dataset: str, seed: int, digest: str) -> 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     out = {"python": platform.python_version()}
-    for package in ("mmrec-mrdib", "torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "torch-scatter"):
+    for package in (
+        "mmrec-mrdib",
+        "torch",
+        "recbole",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "torch-scatter",
+    ):
         try:
             out[package] = version(package)
         except PackageNotFoundError:
             continue
     root = paths.PACKAGE.parent
     if (root / ".git").exists():
-        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        git = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         if git.returncode == 0:
             out["git"] = git.stdout.strip()
     return out
@@ -163,7 +186,9 @@ def draw_curves(path: Path, title: str, epochs: list[dict[str, Any]], best_epoch
     for name in epochs[0]["logs"]:
         head, _, tail = name.partition("/")
         groups.setdefault(f"{_TITLES.get(head, head)} (nats)", {})[tail] = [e["logs"][name] for e in epochs]
-    figure, axes = plt.subplots(1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained")
+    figure, axes = plt.subplots(
+        1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained"
+    )
     axes = np.atleast_1d(axes)
     axes[0].plot(x, [e["valid"][metric] for e in epochs])
     axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")

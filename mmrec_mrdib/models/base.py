@@ -150,7 +150,9 @@ class MultimodalRecommender(GeneralRecommender, ABC):
         super().__init__(config, dataset)
         features = getattr(dataset, "features", None)
         if features is None:
-            raise ContractError(f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}")
+            raise ContractError(
+                f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}"
+            )
         if not features:
             raise DataError(
                 f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "

@@ -1,7 +1,7 @@
 """Contract tests that every backbone passes; inherit them with three lines:
 
-    class TestMyModel(ContractTests):
-        model = "MyModel"
+class TestMyModel(ContractTests):
+    model = "MyModel"
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple
     """(model, splits) of a variant on a toy data set with the given number of modalities."""
     if not (folder / "toy").is_dir():
         write_mmrec(folder / "toy", users=40, items=30, dims=DIMS)
-    values = {"data_path": str(folder), "modalities": ",".join(list(DIMS)[:modalities]), "embedding_size": 8, **values}
+    values = {
+        "data_path": str(folder),
+        "modalities": ",".join(list(DIMS)[:modalities]),
+        "embedding_size": 8,
+        **values,
+    }
     config = make_config(model, "toy", 1, values=values)
     splits = prepare(config)
     torch.manual_seed(0)
@@ -53,7 +58,13 @@ class ContractTests:
         assert not still
 
     def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
-        off = {"rate_weight": 0, "redundant_weight": 0, "unique_weight": 0, "init_log_var": -200, "min_log_var": -200}
+        off = {
+            "rate_weight": 0,
+            "redundant_weight": 0,
+            "unique_weight": 0,
+            "init_log_var": -200,
+            "min_log_var": -200,
+        }
         plain, splits = build(self.model, tmp_path, modalities)
         variant, _ = build(self.model + "+MRdIB", tmp_path, modalities, **off)
         assert all(torch.equal(p, variant.backbone.get_parameter(n)) for n, p in plain.named_parameters())
@@ -65,7 +76,9 @@ class ContractTests:
         for name, grad in grads.items():
             torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
         plain.eval(), variant.eval()
-        torch.testing.assert_close(variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0)
+        torch.testing.assert_close(
+            variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0
+        )
 
     def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int) -> None:
         model, splits = build(self.model + "+MRdIB", tmp_path, modalities)

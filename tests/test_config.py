@@ -1,0 +1,123 @@
+"""Strict keys, no argv, no eval; the registry and the property files agree."""
+
+import pytest
+import yaml
+
+from mmrec_mrdib import paths, registry
+from mmrec_mrdib.config import Config
+from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.experiment.run import make_config
+from mmrec_mrdib.schema import Loader
+
+
+def make(**values):
+    return Config("VBPR", "ml-100k", overrides=values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("learning_rat", "0.1", "unknown parameter 'learning_rat'.*learning_rate"),
+        ("embeding_size", "8", "embeding_size.*embedding_size"),
+        ("rate_weight", "1", "unknown parameter 'rate_weight' for VBPR"),
+        ("learning_rate", "fast", "expected a number"),
+        ("learning_rate", "-1", "above 0"),
+        ("epochs", "2.5", "expected a whole number"),
+        ("epochs", "0", "expected 1 or more"),
+        ("epochs", "true", "expected a whole number"),
+        ("topk", "[0]", "positive"),
+        ("metrics", "[Recal]", "metric"),
+        ("metrics", "[GAUC]", "not a metric of full ranking"),
+        ("valid_metric", "Recall@7", "valid_metric=Recall@7: expected one of"),
+        ("valid_metric", "MRR@10", "valid_metric"),
+        ("learner", "adamx", "expected adam, adamw"),
+        ("eval_args", "{mode: uni100}", "full ranking"),
+        ("save_dataset", "true", "pickled"),
+        ("topk", "[5, 10", "not a valid YAML value"),
+    ],
+)
+def test_refusals(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**{key: value})
+
+
+def test_values_are_never_evaluated(tmp_path):
+    marker = tmp_path / "executed"
+    config = make(encoding=f"open({str(marker)!r}, 'w')")
+    assert not marker.exists() and config["encoding"].startswith("open(")
+
+
+def test_the_command_line_of_the_host_program_is_ignored(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["host", "--learning_rate=7", "--nonsense=1"])
+    assert make()["learning_rate"] == 0.001
+
+
+def test_ranks_of_the_sources(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("learning_rate: 5e-4\nreg_weight: 1e-2\n")
+    config = Config("VBPR", "ml-100k", [file], {"reg_weight": 0.5}, {"epochs": "7"})
+    assert (config["learning_rate"], config["reg_weight"], config["epochs"]) == (0.0005, 0.5, 7)
+    assert (config["stopping_step"], config["valid_metric"]) == (20, "Recall@20")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [1", "line"), ("- 1", "expected 'key: value'"), (None, "no such file")]
+)
+def test_bad_config_files(tmp_path, content, message):
+    file = tmp_path / "a.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        Config("VBPR", "ml-100k", [file])
+
+
+def test_yaml_beside_the_data_is_read_and_checked(toy):
+    file = toy / "toy" / "toy.yaml"
+    file.write_text("modalities: [b]\n")
+    assert Config("VBPR", "toy", config_dict={"data_path": str(toy)})["modalities"] == ["b"]
+    file.write_text("modalitys: [b]\n")
+    with pytest.raises(ConfigError, match=r"toy\.yaml: unknown parameter 'modalitys'.*modalities"):
+        Config("VBPR", "toy", config_dict={"data_path": str(toy)})
+
+
+def test_recboles_argument_lists_do_not_grow():
+    from recbole.utils.argument_list import dataset_arguments
+
+    before = list(dataset_arguments)
+    make()
+    assert dataset_arguments == before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("VPBR", "Did you mean VBPR"),
+        ("VBPR+Mrdip", "only plug-in is MRdIB"),
+        ("BPR+MRdIB", "wraps a multimodal model"),
+    ],
+)
+def test_unknown_models(model, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(model, "ml-100k")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("ml-100", "Did you mean ml-100k"), ("../x", "one folder name")]
+)
+def test_unknown_datasets(name, message):
+    with pytest.raises(DataError, match=message):
+        make_config("VBPR", name)
+
+
+def test_registry_files_and_properties_agree():
+    files = {p.stem for p in (paths.PACKAGE / "models").glob("*.py")} - {"__init__", "base"}
+    assert {m.lower() for m in registry.MODELS} == files
+    for name in registry.MODELS:
+        assert registry.model_class(name).__name__ == name
+        assert (paths.properties_dir() / "model" / f"{name}.yaml").is_file()
+    for file in paths.properties_dir().rglob("*.yaml"):
+        assert isinstance(yaml.load(file.read_text(), Loader=Loader), dict), file
+
+
+def test_recboles_models_are_found_without_importing_them():
+    assert {"BPR", "LightGCN", "ItemKNN"} <= registry.recbole_models().keys()

@@ -1,0 +1,214 @@
+"""Trainer and run folders: determinism, exact resumption, selection, records."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmrec_mrdib import load_checkpoint, load_result, train
+from mmrec_mrdib.errors import CheckpointError, DataError, NonFiniteLossError
+from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank
+from mmrec_mrdib.experiment import run as run_module
+from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
+from mmrec_mrdib.trainer import MRdIBTrainer
+
+TOPK = {"topk": [2, 5], "valid_metric": "Recall@5", "train_batch_size": 64, "embedding_size": 8}
+VBPR_REG = {"reg_weight": 0.01}
+
+
+@pytest.fixture
+def fit(toy, tmp_path):
+    def call(model="VBPR+MRdIB", resume=False, runs="runs", **values):
+        values = {"data_path": str(toy), "epochs": 6, "checkpoint_interval": 0, **TOPK, **values}
+        if model.startswith("VBPR"):
+            values |= VBPR_REG
+        return train(model, "toy", 3, values=values, runs=tmp_path / runs, resume=resume)
+
+    return call
+
+
+def outcome(result):
+    epochs = [{k: v for k, v in e.items() if "seconds" not in k} for e in result["epochs"]]
+    return result["test"], result["best_epoch"], epochs
+
+
+def test_a_seed_gives_the_same_run_twice_and_another_seed_another(fit, toy, tmp_path):
+    first, second = fit(), fit(runs="again")
+    assert outcome(first) == outcome(second)
+    values = {"data_path": str(toy), "epochs": 6, **TOPK, **VBPR_REG}
+    assert outcome(train("VBPR+MRdIB", "toy", 4, values=values, runs=tmp_path / "r")) != outcome(first)
+
+
+def test_run_folder(fit):
+    result = fit()
+    folder = run_module.Path(result["folder"])
+    assert folder.name.startswith("VBPR+MRdIB-toy-3-")
+    names = {"result.json", "per_user.npz", "best.pt", "log.txt", "curves.png", "tensorboard"}
+    assert {p.name for p in folder.iterdir()} == names
+    read = load_result(folder)
+    assert read["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in read["versions"]["torch"]
+    assert read["peak_memory_mb"] > 50 and read["seconds_per_epoch"] > 0 and read["eval_mask"] == "train"
+    assert [e["epoch"] for e in read["epochs"]] == list(range(6))
+    assert {"bpr", "l2", "rate", "redundant", "unique"} == set(read["epochs"][0]["losses"])
+    assert {"rate/a", "mi/a-b", "unique/c"} <= set(read["epochs"][0]["logs"])
+    valid = [e["valid"]["recall@5"] for e in read["epochs"]]
+    assert read["best_epoch"] == int(np.argmax(valid)) and read["valid"]["recall@5"] == max(valid)
+    with np.load(folder / "per_user.npz", allow_pickle=False) as users:
+        means = dict(zip(users["metrics"].tolist(), users["values"].mean(0).tolist(), strict=True))
+        assert (
+            len(users["users"]) == len(users["values"]) == read["data"]["interactions"][2]
+        )  # one test item a user
+    assert means == pytest.approx(read["test"])
+    assert list((folder / "tensorboard").glob("events*"))
+    assert set(load_checkpoint(folder / "best.pt")) == {"model", "seed", "best_epoch", "config", "state_dict"}
+
+
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path):
+    whole = fit(runs="whole")
+    epoch = MRdIBTrainer._train_epoch
+
+    def interrupted(self, data, index, **kwargs):
+        if index == 3:
+            next(iter(data))  # in mid-epoch: the random streams have moved on
+            torch.randn(10)
+            raise KeyboardInterrupt
+        return epoch(self, data, index, **kwargs)
+
+    monkeypatch.setattr(MRdIBTrainer, "_train_epoch", interrupted)
+    with pytest.raises(Interrupted, match="epochs 0 to 2 are saved"):
+        fit()
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="not complete"):
+        load_result(next((tmp_path / "runs").iterdir()))
+    resumed = fit(resume=True)
+    assert outcome(resumed) == outcome(whole)
+    assert not (run_module.Path(resumed["folder"]) / "last.pt").exists()
+    stamp = (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns
+    assert outcome(fit(resume=True)) == outcome(whole)  # complete: its result is used
+    assert (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_test_split_is_read_once_at_the_best_epoch(fit, monkeypatch):
+    seen = []
+    stock = MRdIBTrainer.rank
+
+    def spy(self, split):
+        seen.append(split.name)
+        return stock(self, split)
+
+    monkeypatch.setattr(MRdIBTrainer, "rank", spy)
+    fit()
+    assert seen == ["valid"] * 6 + ["test"]
+
+
+def test_plateau_ends_training(fit, monkeypatch):
+    """RecBole counts a tie as an improvement; only a better value counts here."""
+    result = fit(model="VBPR", learning_rate=1e-12, epochs=50, stopping_step=3)
+    assert result["best_epoch"] == 0 and len(result["epochs"]) == 5
+
+
+def test_variant_sees_the_batches_of_the_backbone(toy):
+    def batches(model):
+        config = make_config(model, "toy", 3, values={"data_path": str(toy), **TOPK})
+        return [b["neg_item_id"] for b in prepare(config).train]
+
+    for a, b in zip(batches("VBPR"), batches("VBPR+MRdIB"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_step_is_a_hand_written_adam_step(toy, tmp_path):
+    config = make_config(
+        "VBPR", "toy", 3, values={"data_path": str(toy), **TOPK, "checkpoint_dir": str(tmp_path)}
+    )
+    splits = prepare(config)
+    model = run_module.registry.model_class("VBPR")(config, splits.parts[0])
+    trainer = MRdIBTrainer(config, model, tmp_path)
+    before = model.users.detach().clone()
+    batch = next(iter(splits.train))
+    gradient = torch.autograd.grad(model.calculate_loss(batch), model.users)[0]
+    trainer._train_epoch([batch], 0)
+    expected = before - 0.001 * gradient / (gradient.abs() + 1e-8)  # the first step of Adam
+    torch.testing.assert_close(model.users.detach(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_non_finite_loss_names_the_term(fit, monkeypatch):
+    from mmrec_mrdib.mrdib import plugin
+
+    monkeypatch.setattr(plugin, "rate", lambda mean, log_var, rows=None: mean.sum() * float("nan"))
+    with pytest.raises(NonFiniteLossError, match="rate.*in epoch 0, batch 0"):
+        fit()
+
+
+def test_checkpoints_that_need_unpickling_are_refused(tmp_path):
+    marker = tmp_path / "executed"
+
+    class Planted:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save({"state_dict": Planted()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="pickled objects, which are never loaded"):
+        load_checkpoint(tmp_path / "bad.pt")
+    (tmp_path / "noise.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "noise.pt")
+    with pytest.raises(CheckpointError, match="no such"):
+        load_checkpoint(tmp_path / "absent.pt")
+    assert not marker.exists()
+
+
+def test_eval_mask(toy):
+    def masked(mask):
+        values = {"data_path": str(toy), "eval_mask": mask}
+        splits = prepare(make_config("VBPR", "toy", 1, values=values))
+        return splits, sum(len(b.masked) for b in splits.test), sum(len(b.masked) for b in splits.valid)
+
+    splits, train_only, valid_train = masked("train")
+    _, history, valid_history = masked("history")
+    valid_users = splits.parts[1].inter_feat["user_id"]
+    assert (
+        history - train_only == torch.isin(valid_users, splits.test.users).sum() > 0
+        and valid_train == valid_history
+    )
+
+
+def test_ranking_by_hand():
+    """Two users, four items (ids 1-4); user 1 likes 2 and 3, has 1 in train; user 2 likes 4."""
+
+    class Scores:
+        def full_sort_predict(self, interaction):
+            table = torch.tensor([[0.0] * 5, [99, 9, 1, 3, 2], [99, 4, 3, 2, 1]])
+            return table[interaction["user_id"]].clone()
+
+    users, items = torch.tensor([1, 1, 2]), torch.tensor([2, 3, 4])
+    split = RankingSplit("test", users, items, [(torch.tensor([1]), torch.tensor([1]))], 3, 5, 100)
+    ranking = rank(Scores(), split, PER_USER, [1, 3, 10], "user_id")
+    # user 1: 3, 4, 2 -> hits at ranks 1 and 3; user 2: 1, 2, 3, 4 -> hit at rank 4
+    per_user = {k: v.tolist() for k, v in ranking.per_user.items()}
+    log = np.log2
+    assert per_user["recall@3"] == [1.0, 0.0] and per_user["precision@3"] == pytest.approx([2 / 3, 0])
+    assert per_user["ndcg@3"] == pytest.approx([(1 + 1 / log(4)) / (1 + 1 / log(3)), 0])
+    assert per_user["map@3"] == pytest.approx([(1 + 2 / 3) / 2, 0]) and per_user["recall@1"] == [0.5, 0.0]
+    assert per_user["hit@10"] == [1.0, 1.0] and per_user["mrr@10"] == [1.0, 0.25]
+    assert per_user["precision@10"] == pytest.approx([0.2, 0.1])  # k stays k where there are fewer items
+
+
+def test_recbole_baseline_and_recbole_only_metrics(fit):
+    result = fit(model="BPR", metrics="[Recall, ItemCoverage]", epochs=2)
+    assert result["model"] == "BPR" and result["plugin"] is None
+    assert 0 < result["test"]["itemcoverage@5"] <= 1 and 0 < result["test"]["recall@5"] < 1
+
+
+def test_other_ways_of_sampling_are_recboles(fit):
+    result = fit(model="BPR", epochs=1, train_neg_sample_args="{distribution: popularity}")
+    assert 0 < result["test"]["recall@5"] < 1
+
+
+def test_damaged_results(tmp_path):
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(DataError, match="not a result file"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"version": 1}))
+    with pytest.raises(DataError, match="missing: model"):
+        load_result(tmp_path)
