@@ -29,8 +29,8 @@ from mmrec_mrdib.schema import Loader, read_yaml
 
 compat.activate()
 
-import recbole.config  # noqa: E402  (after activate)
-from recbole.utils import ModelType  # noqa: E402
+import recbole.config
+from recbole.utils import ModelType
 
 # RecBole would pickle whole data sets for these; we never unpickle.
 _REFUSED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
@@ -62,6 +62,8 @@ class Config(recbole.config.Config):
         ConfigError: unknown key, value of the wrong type, unknown model, contradictory evaluation settings.
         DataError: the data set does not exist.
     """
+
+    parameters: dict[str, list[str]]
 
     def __init__(
         self,
@@ -104,11 +106,9 @@ class Config(recbole.config.Config):
             return model, registry.model_class(model), dataset
         return model.__name__, model, dataset
 
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+    def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
         if model_class.type != ModelType.GENERAL:
-            raise ConfigError(
-                f"{model} is not a general recommender: it needs more than users, items and features"
-            )
+            raise ConfigError(f"{model} is not a general recommender: it needs more than users, items and features")
         external = self.external_config_dict
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))
         backbone = external.get("backbone") if model == registry.PLUGIN else None
@@ -143,13 +143,9 @@ class Config(recbole.config.Config):
         known = known_keys() | set(self.internal_config_dict) | {"backbone"}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(
-                    f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}"
-                )
+                raise ConfigError(f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}")
             if key in _REFUSED and value:
-                raise ConfigError(
-                    f"{where}{key} is not supported: it stores pickled objects, never loaded here"
-                )
+                raise ConfigError(f"{where}{key} is not supported: it stores pickled objects, never loaded here")
             _check_type(key, value, self.internal_config_dict.get(key))
 
     def _set_default_parameters(self) -> None:
@@ -181,9 +177,10 @@ def parse_value(key: str, value: Any) -> Any:
     try:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})"
-        ) from error
+        raise ConfigError(f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})") from error
+
+
+_AT_LEAST_ONE = ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step")
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
@@ -191,7 +188,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
     if value is None or default is None:
         return
     wanted: tuple[type, ...]
-    match default:
+    kind: Any = default  # matching on `default` itself would narrow its type for good
+    match kind:
         case bool():
             wanted, name = (bool,), "true or false"
         case int():
@@ -204,7 +202,11 @@ def _check_type(key: str, value: Any, default: Any) -> None:
             return
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise ConfigError(f"--{key}={value!r}: expected {name}, as in the default {default!r}")
-    if key in ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step") and value < 1:
+    _check_range(key, value)
+
+
+def _check_range(key: str, value: Any) -> None:
+    if key in _AT_LEAST_ONE and value < 1:
         raise ConfigError(f"--{key}={value}: expected 1 or more")
     if key == "learning_rate" and value <= 0:
         raise ConfigError(f"--{key}={value}: expected a number above 0")
@@ -226,8 +228,6 @@ def _check_evaluation(config: Config) -> None:
             f"at one of topk={list(config['topk'])}, as in {config['metrics'][0]}@{config['topk'][0]}"
         )
     if set(config["eval_args"]["mode"].values()) != {"full"}:
-        raise ConfigError(
-            f"eval_args.mode={config['eval_args']['mode']}: only full ranking is supported (mode: full)"
-        )
+        raise ConfigError(f"eval_args.mode={config['eval_args']['mode']}: only full ranking is supported (mode: full)")
     if str(config["learner"]).lower() not in ("adam", "adamw", "sgd", "adagrad", "rmsprop"):
         raise ConfigError(f"learner={config['learner']}: expected adam, adamw, sgd, adagrad or rmsprop")

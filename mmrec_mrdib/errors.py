@@ -39,6 +39,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def listed(values: Iterable[object], limit: int = 5) -> str:
     """'a, b, c and 7 more': enough of a long list to find the culprit."""
-    values = [str(v) for v in values]
-    more = len(values) - limit
-    return ", ".join(values[:limit]) + (f" and {more} more" if more > 0 else "")
+    texts = [str(v) for v in values]
+    more = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -44,9 +44,7 @@ def find_dataset(name: str, data_path: str | os.PathLike[str] | None = None) -> 
         DataError: no such folder; the message lists what the searched folders do hold.
     """
     if Path(name).name != name or name in {"", ".", ".."}:
-        raise DataError(
-            f"--dataset={name}: a data set's name is one folder name, without '/'; use --data_path"
-        )
+        raise DataError(f"--dataset={name}: a data set's name is one folder name, without '/'; use --data_path")
     if data_path is not None:
         roots = [Path(data_path)]
     else:

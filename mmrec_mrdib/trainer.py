@@ -25,7 +25,7 @@ from mmrec_mrdib.schema import TrainingSettings
 
 compat.activate()
 
-from recbole.trainer import Trainer  # noqa: E402  (after activate)
+from recbole.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
@@ -95,9 +95,7 @@ class MRdIBTrainer(Trainer):
         meter = _Meter()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         clipped = self._clipped_parameters() if self.clip_grad_norm else []
-        bar = tqdm(
-            train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True
-        )
+        bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
         shown = started
         for interaction in bar:
             self.optimizer.zero_grad(set_to_none=True)
@@ -116,18 +114,17 @@ class MRdIBTrainer(Trainer):
                 bar.set_postfix({k: f"{v:.4g}" for k, v in meter.means().items()})
         meter.check(epoch_idx)
         means = meter.means()
+        losses = {k: means[k] for k in meter.parts}
         record = {
             "epoch": epoch_idx,
             "seconds": time.perf_counter() - started,
-            "losses": {k: means[k] for k in meter.parts},
+            "losses": losses,
             "logs": {k: means[k] for k in means if k not in meter.parts},
         }
         self.history.append(record)
-        return sum(record["losses"].values())
+        return sum(losses.values())
 
-    def _valid_epoch(
-        self, valid_data: RankingSplit, show_progress: bool = False
-    ) -> tuple[float, dict[str, float]]:
+    def _valid_epoch(self, valid_data: RankingSplit, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
         result = self.rank(valid_data).means
         self.history[-1] |= {"valid": result, "eval_seconds": time.perf_counter() - started}
@@ -231,9 +228,7 @@ class MRdIBTrainer(Trainer):
             self.model.load_state_dict(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{resume_file}: belongs to another model ({str(error).splitlines()[0]})"
-            ) from error
+            raise CheckpointError(f"{resume_file}: belongs to another model ({str(error).splitlines()[0]})") from error
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]

@@ -96,9 +96,7 @@ def test_help_needs_no_pytorch():
 
 
 def test_parameters_in_both_forms():
-    joined = _joined(
-        ["--model", "VBPR", "--reg_weight", "0.1", "--resume", "--config_files", "a", "b", "--epochs=3"]
-    )
+    joined = _joined(["--model", "VBPR", "--reg_weight", "0.1", "--resume", "--config_files", "a", "b", "--epochs=3"])
     assert joined == [
         "--model",
         "VBPR",

@@ -22,9 +22,7 @@ def recbole_config(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = toy / "toy"
     rows = [line.split("\t")[:2] for line in (folder / "toy.inter").read_text().splitlines()[1:]]
-    (folder / "toy.inter").write_text(
-        "\n".join(["user_id:token\titem_id:token", *("\t".join(r) for r in rows)]) + "\n"
-    )
+    (folder / "toy.inter").write_text("\n".join(["user_id:token\titem_id:token", *("\t".join(r) for r in rows)]) + "\n")
     for m in "abc":
         (folder / f"{m}_ids.txt").write_text("\n".join(map(str, range(30))) + "\n")
 

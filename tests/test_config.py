@@ -101,9 +101,7 @@ def test_unknown_models(model, message):
         make_config(model, "ml-100k")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("ml-100", "Did you mean ml-100k"), ("../x", "one folder name")]
-)
+@pytest.mark.parametrize(("name", "message"), [("ml-100", "Did you mean ml-100k"), ("../x", "one folder name")])
 def test_unknown_datasets(name, message):
     with pytest.raises(DataError, match=message):
         make_config("VBPR", name)

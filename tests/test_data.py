@@ -32,9 +32,7 @@ def write_inter(folder, rows, name="toy"):
 def test_mmrec_split_and_alignment_with_shuffled_and_missing_ids(tmp_path, rng):
     ids = np.array([17, 3, 11, 0, 8, 5, 19])  # neither sorted nor contiguous
     rows = [
-        (u, i, label)
-        for u in (4, 2, 9)
-        for i, label in zip(rng.permutation(ids), [0, 0, 0, 0, 0, 1, 2], strict=True)
+        (u, i, label) for u in (4, 2, 9) for i, label in zip(rng.permutation(ids), [0, 0, 0, 0, 0, 1, 2], strict=True)
     ]
     rng.shuffle(rows)
     write_inter(tmp_path, rows)
@@ -251,9 +249,7 @@ def test_an_epoch_has_every_positive_once(toy):
     train = prepare(Config("VBPR", "toy", config_dict={"data_path": str(toy), "train_batch_size": 64})).train
     batches = list(train)
     assert len(batches) == len(train)
-    users, items, negatives = (
-        torch.cat([b[f] for b in batches]) for f in ("user_id", "item_id", "neg_item_id")
-    )
+    users, items, negatives = (torch.cat([b[f] for b in batches]) for f in ("user_id", "item_id", "neg_item_id"))
     assert torch.equal((users * 100 + items).sort().values, (train.users * 100 + train.items).sort().values)
     assert not train.sampler.is_positive(users, negatives).any()
     assert not torch.equal(torch.cat([b["item_id"] for b in train]), items)  # another order in the next epoch

@@ -23,9 +23,7 @@ def test_native_path_against_a_loop(edges, reduce):
         "max": lambda v: v.amax(0),
         "min": lambda v: v.amin(0),
     }
-    truth = torch.stack(
-        [op[reduce](values[index == s]) if (index == s).any() else torch.zeros(3) for s in range(14)]
-    )
+    truth = torch.stack([op[reduce](values[index == s]) if (index == s).any() else torch.zeros(3) for s in range(14)])
     torch.testing.assert_close(graphs._native_reduce(values, index, 14, reduce), truth)
 
 

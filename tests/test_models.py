@@ -54,9 +54,7 @@ def test_vbpr_golden(golden, tmp_path):
     torch.testing.assert_close(grads["items"][items], torch.from_numpy(ref["grad:i_embedding"]), **close)
     joint = torch.cat([grads["encoders.text.weight"], grads["encoders.image.weight"]], 1)
     torch.testing.assert_close(joint, torch.from_numpy(ref["grad:item_linear.weight"]), **close)
-    torch.testing.assert_close(
-        grads["encoders.text.bias"], torch.from_numpy(ref["grad:item_linear.bias"]), **close
-    )
+    torch.testing.assert_close(grads["encoders.text.bias"], torch.from_numpy(ref["grad:item_linear.bias"]), **close)
     model.eval()
     scores = model.full_sort_predict(Interaction({"user_id": users}))[:, items]
     torch.testing.assert_close(scores.detach(), torch.from_numpy(ref["scores"]), rtol=0, atol=1e-4)

@@ -98,9 +98,7 @@ def test_mine_gradients_take_opposite_signs():
     dv = joint.mean() - (torch.logsumexp(product, 0) - math.log(50))
     assert dv.item() == pytest.approx(estimate.nats.item(), abs=1e-6)
     true_a, true_t = torch.autograd.grad(dv, (a, mine.first.weight))
-    torch.testing.assert_close(
-        grad_a, 0.5 * true_a
-    )  # minimising the loss descends the bound in a, with the weight
+    torch.testing.assert_close(grad_a, 0.5 * true_a)  # minimising the loss descends the bound in a, with the weight
     torch.testing.assert_close(grad_t, -true_t)  # and ascends it in T, with weight 1
     _, no_push, still_learns = bound(0.0)
     assert no_push.abs().sum() == 0 and torch.equal(still_learns, grad_t)

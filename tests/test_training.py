@@ -56,9 +56,7 @@ def test_run_folder(fit):
     assert read["best_epoch"] == int(np.argmax(valid)) and read["valid"]["recall@5"] == max(valid)
     with np.load(folder / "per_user.npz", allow_pickle=False) as users:
         means = dict(zip(users["metrics"].tolist(), users["values"].mean(0).tolist(), strict=True))
-        assert (
-            len(users["users"]) == len(users["values"]) == read["data"]["interactions"][2]
-        )  # one test item a user
+        assert len(users["users"]) == len(users["values"]) == read["data"]["interactions"][2]  # one test item a user
     assert means == pytest.approx(read["test"])
     assert list((folder / "tensorboard").glob("events*"))
     assert set(load_checkpoint(folder / "best.pt")) == {"model", "seed", "best_epoch", "config", "state_dict"}
@@ -118,9 +116,7 @@ def test_variant_sees_the_batches_of_the_backbone(toy):
 
 
 def test_one_step_is_a_hand_written_adam_step(toy, tmp_path):
-    config = make_config(
-        "VBPR", "toy", 3, values={"data_path": str(toy), **TOPK, "checkpoint_dir": str(tmp_path)}
-    )
+    config = make_config("VBPR", "toy", 3, values={"data_path": str(toy), **TOPK, "checkpoint_dir": str(tmp_path)})
     splits = prepare(config)
     model = run_module.registry.model_class("VBPR")(config, splits.parts[0])
     trainer = MRdIBTrainer(config, model, tmp_path)
@@ -136,7 +132,7 @@ def test_non_finite_loss_names_the_term(fit, monkeypatch):
     from mmrec_mrdib.mrdib import plugin
 
     monkeypatch.setattr(plugin, "rate", lambda mean, log_var, rows=None: mean.sum() * float("nan"))
-    with pytest.raises(NonFiniteLossError, match="rate.*in epoch 0, batch 0"):
+    with pytest.raises(NonFiniteLossError, match=r"rate.*in epoch 0, batch 0"):
         fit()
 
 
@@ -167,10 +163,7 @@ def test_eval_mask(toy):
     splits, train_only, valid_train = masked("train")
     _, history, valid_history = masked("history")
     valid_users = splits.parts[1].inter_feat["user_id"]
-    assert (
-        history - train_only == torch.isin(valid_users, splits.test.users).sum() > 0
-        and valid_train == valid_history
-    )
+    assert history - train_only == torch.isin(valid_users, splits.test.users).sum() > 0 and valid_train == valid_history
 
 
 def test_ranking_by_hand():

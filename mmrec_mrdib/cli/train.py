@@ -51,12 +51,8 @@ def parser() -> argparse.ArgumentParser:
     variant = out.add_mutually_exclusive_group()
     variant.add_argument("--baseline", action="store_true", help="the plain model, without MRdIB")
     variant.add_argument("--compare", action="store_true", help="both, with the same seeds, side by side")
-    out.add_argument(
-        "--seeds", metavar="1,2,3", help="one run a seed (default: the seed of the configuration)"
-    )
-    out.add_argument(
-        "--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters"
-    )
+    out.add_argument("--seeds", metavar="1,2,3", help="one run a seed (default: the seed of the configuration)")
+    out.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters")
     out.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)"
     )
@@ -158,9 +154,7 @@ def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:
 def _models(options: argparse.Namespace) -> list[str]:
     base, plugged = registry.split_variant(options.model)
     if plugged and (options.baseline or options.compare):
-        raise ConfigError(
-            f"--model={options.model} names the variant; use --model={base} with --baseline or --compare"
-        )
+        raise ConfigError(f"--model={options.model} names the variant; use --model={base} with --baseline or --compare")
     if options.compare:
         return [base, f"{base}+{registry.PLUGIN}"]
     return [base] if options.baseline else [f"{base}+{registry.PLUGIN}"]

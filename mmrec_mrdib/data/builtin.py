@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -51,7 +50,7 @@ def modality_folder(source: Path, name: str) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
         try:
             _derive(source, name, temporary)
-            os.replace(temporary, folder)
+            temporary.replace(folder)
         except OSError:  # another process was faster
             if not folder.is_dir():
                 raise
@@ -84,9 +83,7 @@ def title_features(titles: list[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(sublinear_tf=True).fit_transform(titles)
-    grams = TfidfVectorizer(
-        sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=2
-    ).fit_transform(titles)
+    grams = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=2).fit_transform(titles)
     return _svd(hstack([words, grams]).tocsr(), TITLE_DIMS)
 
 
@@ -119,9 +116,7 @@ def kg_features(documents: list[list[str]]) -> np.ndarray:
     """(I, d) from the neighbour tokens of I films; neighbours of a single film are left out."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    matrix = TfidfVectorizer(analyzer=lambda tokens: tokens, min_df=2, sublinear_tf=True).fit_transform(
-        documents
-    )
+    matrix = TfidfVectorizer(analyzer=lambda tokens: tokens, min_df=2, sublinear_tf=True).fit_transform(documents)
     return _svd(matrix, KG_DIMS)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,10 @@ from mmrec_mrdib.schema import DataSettings
 
 compat.activate()
 
-from recbole.data.dataset import Dataset  # noqa: E402  (after activate)
-from recbole.utils import FeatureSource, FeatureType  # noqa: E402
+import itertools
+
+from recbole.data.dataset import Dataset
+from recbole.utils import FeatureSource, FeatureType
 
 logger = logging.getLogger(__name__)
 SPLITS = mmrec.SPLITS
@@ -48,7 +51,10 @@ class MultimodalDataset(Dataset):
         DataError, ConfigError: see `data/modality.py` and `data/sources/mmrec.py`.
     """
 
-    def __init__(self, config) -> None:
+    benchmark_filename_list: list[str] | None
+    item_feat: Any
+
+    def __init__(self, config: Any) -> None:
         self.settings = DataSettings.from_config(config)
         self.features: dict[str, Tensor] = {}
         self.missing: dict[str, Tensor] = {}
@@ -82,9 +88,7 @@ class MultimodalDataset(Dataset):
         self.benchmark_filename_list = list(SPLITS)
         self.file_size_list = np.bincount(frame["x_label"], minlength=3).tolist()
         columns = {self.uid_field: frame["userID"], self.iid_field: frame["itemID"]}
-        self.inter_feat = pd.DataFrame(
-            {name: ids.astype(str).astype(object) for name, ids in columns.items()}
-        )
+        self.inter_feat = pd.DataFrame({name: ids.astype(str).astype(object) for name, ids in columns.items()})
         for name in columns:
             self.field2source[name] = FeatureSource.INTERACTION
             self.field2type[name] = FeatureType.TOKEN
@@ -112,9 +116,7 @@ class MultimodalDataset(Dataset):
             if dropped:
                 self.notes[f"{name}_interactions_of_users_without_train_items"] = dropped
                 cold = part.inter_feat[self.uid_field][~keep].unique().numel()
-                logger.info(
-                    "%s: %d users without training items dropped (%d interactions)", name, cold, dropped
-                )
+                logger.info("%s: %d users without training items dropped (%d interactions)", name, cold, dropped)
                 part.inter_feat = part.inter_feat[keep]
             if len(part.inter_feat) == 0:
                 raise DataError(
@@ -127,9 +129,7 @@ class MultimodalDataset(Dataset):
 
     def _drop_repeated(self) -> None:
         pairs = self.inter_feat[[self.uid_field, self.iid_field]]
-        self._keep_interactions(
-            ~pairs.duplicated(keep="first").to_numpy(), "repeated_interactions", "kept once"
-        )
+        self._keep_interactions(~pairs.duplicated(keep="first").to_numpy(), "repeated_interactions", "kept once")
 
     def _keep_interactions(self, keep: np.ndarray, note: str, what: str) -> None:
         if keep.all():
@@ -138,7 +138,7 @@ class MultimodalDataset(Dataset):
         logger.info("%d %s: %s", self.notes[note], note.replace("_", " "), what)
         if self.benchmark_filename_list is not None:
             ends = np.cumsum([0, *self.file_size_list])
-            self.file_size_list = [int(keep[a:b].sum()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            self.file_size_list = [int(keep[a:b].sum()) for a, b in itertools.pairwise(ends)]
         self.inter_feat = self.inter_feat[keep].reset_index(drop=True)
 
     def _open_features(self) -> None:

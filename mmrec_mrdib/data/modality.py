@@ -46,9 +46,7 @@ def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str
     return found
 
 
-def select(
-    found: dict[str, tuple[Path, Path | None]], wanted: Sequence[str] | None, folder: Path
-) -> list[str]:
+def select(found: dict[str, tuple[Path, Path | None]], wanted: Sequence[str] | None, folder: Path) -> list[str]:
     """The names to use: those asked for, checked, or all that were found."""
     for name in wanted or ():
         if name not in found:
@@ -114,9 +112,7 @@ def _read_ids(ids: Path, n_rows: int, path: Path) -> list[str]:
         tokens.pop()
     tokens = [t.strip() for t in tokens]
     if len(tokens) != n_rows:
-        raise DataError(
-            f"{ids}: {len(tokens)} lines for the {n_rows} rows of {path.name}; expected one id a row"
-        )
+        raise DataError(f"{ids}: {len(tokens)} lines for the {n_rows} rows of {path.name}; expected one id a row")
     seen: dict[str, int] = {}
     for line, token in enumerate(tokens, 1):
         if token in seen:

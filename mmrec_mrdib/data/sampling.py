@@ -45,9 +45,7 @@ class NegativeSampler:
         device = self.candidates.device
 
         def draw(n: int) -> Tensor:
-            return self.candidates[
-                torch.randint(len(self.candidates), (n,), generator=generator, device=device)
-            ]
+            return self.candidates[torch.randint(len(self.candidates), (n,), generator=generator, device=device)]
 
         out = draw(len(users))
         todo = torch.nonzero(self.is_positive(users, out)).flatten()
@@ -70,9 +68,7 @@ class TrainBatches:
         generator: state of the random stream (saved in checkpoints).
     """
 
-    def __init__(
-        self, dataset, batch_size: int, seed: int, device: torch.device, shuffle: bool = True
-    ) -> None:
+    def __init__(self, dataset, batch_size: int, seed: int, device: torch.device, shuffle: bool = True) -> None:
         self.dataset = self._dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle

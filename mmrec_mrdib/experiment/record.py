@@ -48,7 +48,7 @@ _VOLATILE = (
 )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write the file as a whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -111,9 +111,7 @@ def load_result(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a result file ({error})") from error
     missing = [k for k in _REQUIRED if not isinstance(result, dict) or k not in result]
     if missing or result["version"] != RESULT_VERSION:
-        raise DataError(
-            f"{path}: not a result of this program's version (missing: {', '.join(missing) or 'none'})"
-        )
+        raise DataError(f"{path}: not a result of this program's version (missing: {', '.join(missing) or 'none'})")
     return result
 
 
@@ -152,9 +150,7 @@ def versions() -> dict[str, str]:
             continue
     root = paths.PACKAGE.parent
     if (root / ".git").exists():
-        git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         if git.returncode == 0:
             out["git"] = git.stdout.strip()
     return out
@@ -186,9 +182,7 @@ def draw_curves(path: Path, title: str, epochs: list[dict[str, Any]], best_epoch
     for name in epochs[0]["logs"]:
         head, _, tail = name.partition("/")
         groups.setdefault(f"{_TITLES.get(head, head)} (nats)", {})[tail] = [e["logs"][name] for e in epochs]
-    figure, axes = plt.subplots(
-        1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained"
-    )
+    figure, axes = plt.subplots(1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained")
     axes = np.atleast_1d(axes)
     axes[0].plot(x, [e["valid"][metric] for e in epochs])
     axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")

@@ -66,9 +66,7 @@ def make_config(
 
 def display_name(config: Any) -> str:
     """'VBPR+MRdIB' or 'VBPR'."""
-    return (
-        f"{config['backbone']}+{registry.PLUGIN}" if config["model"] == registry.PLUGIN else config["model"]
-    )
+    return f"{config['backbone']}+{registry.PLUGIN}" if config["model"] == registry.PLUGIN else config["model"]
 
 
 def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
@@ -240,9 +238,7 @@ def _resume(trainer: MRdIBTrainer, checkpoint: Path, train_data: Any) -> None:
         logger.info("nothing to resume in %s: starting anew", checkpoint.parent)
         return
     if not hasattr(train_data, "sampler"):
-        raise CheckpointError(
-            f"{checkpoint}: this model's batches come from RecBole's loader and cannot be resumed"
-        )
+        raise CheckpointError(f"{checkpoint}: this model's batches come from RecBole's loader and cannot be resumed")
     trainer.resume_checkpoint(checkpoint, train_data)
     logger.info("resumed after epoch %d", trainer.start_epoch - 1)
 

@@ -24,8 +24,8 @@ from mmrec_mrdib.errors import ContractError, DataError
 
 compat.activate()
 
-from recbole.model.abstract_recommender import GeneralRecommender  # noqa: E402  (after activate)
-from recbole.utils import InputType  # noqa: E402
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,7 @@ class MultimodalRecommender(GeneralRecommender, ABC):
         super().__init__(config, dataset)
         features = getattr(dataset, "features", None)
         if features is None:
-            raise ContractError(
-                f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}"
-            )
+            raise ContractError(f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}")
         if not features:
             raise DataError(
                 f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "

@@ -45,9 +45,9 @@ class VBPR(MultimodalRecommender):
         nn.init.xavier_uniform_(self.items)
         std = (2.0 / (sum(self.feature_dims.values()) + d)) ** 0.5
         for m, dims in self.feature_dims.items():
-            self.encoders[m] = nn.Linear(dims, d)
-            nn.init.normal_(self.encoders[m].weight, std=std)
-            nn.init.zeros_(self.encoders[m].bias)
+            self.encoders[m] = encoder = nn.Linear(dims, d)
+            nn.init.normal_(encoder.weight, std=std)
+            nn.init.zeros_(encoder.bias)
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         # Small catalogues are nearly all in a batch: finding the distinct items would cost more than it saves.
@@ -60,6 +60,7 @@ class VBPR(MultimodalRecommender):
         return Embeddings(self.users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        assert batch.negative is not None
         u = gather_rows(emb.users, batch.users)
         i = gather_rows(emb.items, enc.rows(batch.positive))
         j = gather_rows(emb.items, enc.rows(batch.negative))

@@ -39,13 +39,12 @@ class Gaussian(EncodingStage):
         min_log_var, max_log_var: clamp of log sigma^2.
     """
 
-    def __init__(
-        self, dims: Mapping[str, int], init_log_var: float, min_log_var: float, max_log_var: float
-    ) -> None:
+    def __init__(self, dims: Mapping[str, int], init_log_var: float, min_log_var: float, max_log_var: float) -> None:
         super().__init__()
         self.bounds = (min_log_var, max_log_var)
         self.heads = nn.ModuleDict({m: nn.Linear(d, d) for m, d in dims.items()})
         for head in self.heads.values():
+            assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, init_log_var)
 

@@ -76,9 +76,7 @@ class MRdIB(MultimodalRecommender):
         self.backbone: MultimodalRecommender = registry.model_class(settings.backbone)(config, dataset)
         backbone = self.backbone
         with torch.no_grad():
-            widths = {
-                m: encoder(backbone.features(m)[:1]).shape[1] for m, encoder in backbone.encoders.items()
-            }
+            widths = {m: encoder(backbone.features(m)[:1]).shape[1] for m, encoder in backbone.encoders.items()}
         self.backbone.stage = Gaussian(
             widths,
             settings.init_log_var,

@@ -76,9 +76,7 @@ class ContractTests:
         for name, grad in grads.items():
             torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
         plain.eval(), variant.eval()
-        torch.testing.assert_close(
-            variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0
-        )
+        torch.testing.assert_close(variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0)
 
     def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int) -> None:
         model, splits = build(self.model + "+MRdIB", tmp_path, modalities)

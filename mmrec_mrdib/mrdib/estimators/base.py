@@ -45,7 +45,7 @@ class _Reverse(torch.autograd.Function):
 
 def reverse_gradient(x: Tensor, weight: float) -> Tensor:
     """x itself; the gradient that flows back through it is multiplied by -weight (Ganin & Lempitsky, ICML 2015)."""
-    return _Reverse.apply(x, weight)  # type: ignore[no-any-return]
+    return _Reverse.apply(x, weight)
 
 
 def random_shift(n: int) -> int:

@@ -31,9 +31,7 @@ class MINE(MIEstimator):
         super().__init__()
         self.ema_rate = ema_rate
         self.first = nn.Linear(2 * dim, hidden)
-        self.last = nn.Linear(
-            hidden, 1, bias=False
-        )  # the bound does not change when a constant is added to T
+        self.last = nn.Linear(hidden, 1, bias=False)  # the bound does not change when a constant is added to T
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.xavier_uniform_(self.last.weight)
         nn.init.zeros_(self.first.bias)

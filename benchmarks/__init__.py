@@ -1,0 +1,1 @@
+"""Speed, as ratios to bare PyTorch measured in the same run: `make bench`."""
