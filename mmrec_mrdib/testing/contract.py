@@ -29,6 +29,7 @@ def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple
         "embedding_size": 8,
         **values,
     }
+    values = {k: v for k, v in values.items() if v is not None}
     config = make_config(model, "toy", 1, values=values)
     splits = prepare(config)
     torch.manual_seed(0)
