@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MRdIBError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:  # outside of training: nothing to resume
+            print("interrupted", file=sys.stderr)
+            return 130
         except BrokenPipeError:  # e.g. `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
