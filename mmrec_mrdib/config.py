@@ -9,7 +9,7 @@ The only file that knows `recbole.config`. What differs from RecBole's class, an
 - models come from our registry, defaults from `properties/` laid over RecBole's;
 - the lists of RecBole's argument names are copied before they are extended.
 
-RecBole's own Config works with our models as well: pass the class as `model=`; see tests/test_recbole.py.
+RecBole's own Config works with our models as well: pass the class as `model=`; see tests/test_compat.py.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class MRdIBTrainer(Trainer):
             self.model.before_epoch(epoch_idx)
         meter = _Meter()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        clipped = self._clipped_parameters() if self.clip_grad_norm else []
+        # The first group: estimators of mutual information are not clipped with the model.
+        clipped = self.optimizer.param_groups[0]["params"] if self.clip_grad_norm else []
         bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
         shown = started
         for interaction in bar:
@@ -260,9 +261,6 @@ class MRdIBTrainer(Trainer):
     def _estimator_parameters(self) -> list[torch.nn.Parameter]:
         get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "mi_parameters", None)
         return get() if get is not None else []
-
-    def _clipped_parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups[:1] for p in group["params"]]
 
 
 class _Meter:

@@ -24,7 +24,8 @@ def call(*arguments, cwd, **env):
 
 
 def test_compare(toy, tmp_path):
-    out = call("--model", "VBPR", "--dataset", "toy", "--data_path", str(toy), "--compare", "--seeds", "1,2",
+    (tmp_path / "a.yaml").write_text("unique_weight: 0.03\nlearning_rate: 0.002\n")
+    out = call("--model", "VBPR", "--dataset", "toy", "--data_path", str(toy), "--config_files", "a.yaml", "--compare", "--seeds", "1,2",
                "--epochs", "2", "--rate_weight=0.02", "--output", "out.json", *FAST, cwd=tmp_path)  # fmt: skip
     assert out.returncode == 0, out.stderr
     results = json.loads((tmp_path / "out.json").read_text())
@@ -32,6 +33,8 @@ def test_compare(toy, tmp_path):
         ("VBPR", 1), ("VBPR+MRdIB", 1), ("VBPR", 2), ("VBPR+MRdIB", 2)
     ]  # fmt: skip
     assert results[1]["config"]["rate_weight"] == 0.02
+    assert results[1]["config"]["unique_weight"] == 0.03 and "unique_weight" not in results[0]["config"]
+    assert [r["config"]["learning_rate"] for r in results] == [0.002] * 4
     mean = [(results[n]["test"]["ndcg@5"] + results[n + 2]["test"]["ndcg@5"]) / 2 for n in (0, 1)]
     line = next(row for row in out.stdout.splitlines() if "ndcg@5" in row)
     shown = [float(x) for x in re.findall(r"\d\.\d{4}", line)]

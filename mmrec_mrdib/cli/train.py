@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("mmrec_mrdib").setLevel(logging.INFO)
     # All of them before the first run: a misspelt parameter must not show after an hour of training.
     configs = [
-        make_config(m, options.dataset, seed, options.config_files, _for_model(values, m, models))
+        make_config(m, options.dataset, seed, *_for_model(options.config_files, values, m, models))
         for seed in seeds
         for m in models
     ]
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             results.append(result)
             print(_progress(n, len(configs), result), file=sys.stderr)
     except Interrupted as error:
-        command = shlex.join(["run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
+        command = shlex.join(["python", "run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
         print(f"\n{error}\ngo on with: {command}", file=sys.stderr)
         return 130
     if options.output is not None:
@@ -160,15 +160,20 @@ def _models(options: argparse.Namespace) -> list[str]:
     return [base] if options.baseline else [f"{base}+{registry.PLUGIN}"]
 
 
-def _for_model(values: dict[str, str], model: str, models: Sequence[str]) -> dict[str, str]:
-    """In a comparison the plug-in's parameters are for the +MRdIB side only."""
+def _for_model(
+    files: Sequence[str], values: dict[str, str], model: str, models: Sequence[str]
+) -> tuple[Sequence[str], dict[str, Any]]:
+    """config_files and values of one model: in a comparison the plug-in's parameters are for the +MRdIB side only."""
     if len(models) == 1 or "+" in model:
-        return values
+        return files, values
     from mmrec_mrdib import paths
     from mmrec_mrdib.schema import read_yaml
 
     plugins = read_yaml(paths.properties_dir() / "mrdib.yaml")
-    return {k: v for k, v in values.items() if k not in plugins}
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= read_yaml(Path(file))
+    return (), {k: v for k, v in (merged | values).items() if k not in plugins}
 
 
 def _check_output(path: Path | None) -> None:

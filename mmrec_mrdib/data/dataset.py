@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +21,6 @@ from mmrec_mrdib.errors import DataError, listed
 from mmrec_mrdib.schema import DataSettings
 
 compat.activate()
-
-import itertools
 
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType

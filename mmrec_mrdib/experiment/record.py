@@ -184,7 +184,8 @@ def draw_curves(path: Path, title: str, epochs: list[dict[str, Any]], best_epoch
         groups.setdefault(f"{_TITLES.get(head, head)} (nats)", {})[tail] = [e["logs"][name] for e in epochs]
     figure, axes = plt.subplots(1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained")
     axes = np.atleast_1d(axes)
-    axes[0].plot(x, [e["valid"][metric] for e in epochs])
+    judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
+    axes[0].plot([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])
     axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
     axes[0].set_title(f"valid {metric}")
     axes[0].legend(fontsize="small")
