@@ -195,6 +195,14 @@ def _models_without_kmeans() -> None:
         del sys.modules["kmeans_pytorch"]
 
 
+def drop_restored(model: Any) -> None:
+    """Some of RecBole's models keep the tables of their last evaluation and drop them in the next training step only: other
+    weights, loaded in between, would be scored with the old tables."""
+    for name in getattr(model, "other_parameter_name", ()):
+        if name.startswith("restore_") or name == "i_embedding":
+            setattr(model, name, None)
+
+
 def plain(value: Any) -> Any:
     """The value in terms of None, bool, int, float, str, list and dict; anything else as its text."""
     if isinstance(value, np.generic):  # before float: np.float64 is one, and would be pickled as NumPy's

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmrec_mrdib.graphs import gather_rows
 
 
 def bpr(positive: Tensor, negative: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -21,3 +26,54 @@ def bpr(positive: Tensor, negative: Tensor, weight: Tensor | None = None) -> Ten
 def frobenius(*rows: Tensor) -> Tensor:
     """Sum of the Frobenius norms (not squared) of the given matrices: the regulariser of the MMRec line's VBPR."""
     return torch.stack([torch.linalg.vector_norm(r) for r in rows]).sum()
+
+
+def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float) -> Tensor:
+    """InfoNCE with in-batch negatives: mean over n of -ln(exp(c_nn / t) / sum_n' exp(c_nn' / t)), in nats.
+
+    c_nn' is the cosine of a[rows[n]] and b[cols[n']]. A batch names the same user or item many times; the sum is taken over
+    the distinct ones with their multiplicities, which is the same value for a fraction of the B x B products.
+
+    Args:
+        a: (R, d) and b: (C, d) tables.
+        rows, cols: (B,) ids of the pairs; the same tensor where both tables are of the same things.
+        temperature: t.
+    """
+    a_ids, a_counts, a_at = _distinct(rows, len(a))
+    b_ids, b_counts, b_at = (a_ids, a_counts, a_at) if cols is rows else _distinct(cols, len(b))
+    a, b = F.normalize(gather_rows(a, a_ids).float()), F.normalize(gather_rows(b, b_ids).float())
+    weights = a_counts / len(rows)
+    if cols is rows:
+        positive = ((a * b).sum(1) * weights).sum()
+    else:
+        positive = (gather_rows(a, a_at) * gather_rows(b, b_at)).sum(1).mean()
+    partition: Tensor = _WeightedLogSumExp.apply(a, b, weights, b_counts.log(), 1 / temperature)
+    return partition - positive / temperature
+
+
+def _distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct ids (R,), how often each occurs (R,), and where among them each id is (B,)."""
+    counts = torch.bincount(ids, minlength=size)
+    present = counts > 0
+    return present.nonzero().flatten(), counts[present].float(), (present.cumsum(0) - 1)[ids]
+
+
+class _WeightedLogSumExp(torch.autograd.Function):
+    """sum_r w_r ln sum_c exp(scale <a_r, b_c> + shift_c), with the closed-form gradient: one matrix is kept, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weights: Tensor, shift: Tensor, scale: float) -> Tensor:
+        logits = torch.addmm(shift, a, b.T, alpha=scale)
+        top = logits.amax(1, keepdim=True)
+        terms = logits.sub_(top).exp_()
+        sums = terms.sum(1)
+        ctx.save_for_backward(a, b, terms, weights / sums)
+        ctx.scale = scale
+        return ((sums.log() + top.squeeze(1)) * weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        a, b, terms, weights = ctx.saved_tensors
+        weights = (weights * (grads[0] * ctx.scale)).unsqueeze(1)
+        return (terms @ b) * weights, terms.T @ (a * weights), None, None, None

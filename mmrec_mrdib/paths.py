@@ -1,9 +1,10 @@
-"""Where things are: the shipped property files, the data sets, the cache."""
+"""Where things are: the shipped property files, the data sets, the cache; and how files are written whole."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 from mmrec_mrdib.errors import DataError, did_you_mean
@@ -58,3 +59,16 @@ def find_dataset(name: str, data_path: str | os.PathLike[str] | None = None) -> 
         f"no data set '{name}' in {where}.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}. "
         "Put a folder of that name there, or say where it is with --data_path=FOLDER."
     )
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write the file as a whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # noqa: PTH101
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -12,6 +12,15 @@ from mmrec_mrdib.errors import ConfigError, did_you_mean
 
 MODELS: dict[str, str] = {
     "VBPR": "mmrec_mrdib.models.vbpr:VBPR",
+    "MMGCN": "mmrec_mrdib.models.mmgcn:MMGCN",
+    "DualGNN": "mmrec_mrdib.models.dualgnn:DualGNN",
+    "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
+    "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
+    "SOIL": "mmrec_mrdib.models.soil:SOIL",
+}
+# Without features; in place of RecBole's model of that name.
+BASELINES: dict[str, str] = {
+    "LightGCN": "mmrec_mrdib.models.lightgcn:LightGCN",
 }
 PLUGIN = "MRdIB"
 PLUGIN_CLASS = "mmrec_mrdib.mrdib.plugin:MRdIB"
@@ -46,7 +55,7 @@ def model_class(name: str) -> Any:
     """
     if name == PLUGIN:
         return load(PLUGIN_CLASS)
-    table = recbole_models() | MODELS
+    table = recbole_models() | BASELINES | MODELS
     if name not in table:
         raise ConfigError(
             f"unknown model '{name}'.{did_you_mean(name, table)} Multimodal models: {', '.join(MODELS)}; "

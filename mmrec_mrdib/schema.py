@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -151,5 +151,7 @@ class TrainingSettings(Settings):
 
     checkpoint_interval: float = Field(ge=0)
     """Seconds between two writings of the resumable checkpoint; 0 writes it after each epoch."""
+    learning_rate_scheduler: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0)]]
+    """(a, b): the learning rate of epoch e is `learning_rate` * a^(e / b)."""
     threads: int = Field(ge=0)
     """CPU threads of PyTorch; 0 leaves PyTorch's choice."""

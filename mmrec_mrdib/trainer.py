@@ -92,6 +92,9 @@ class MRdIBTrainer(Trainer):
         self.model.train()
         if hasattr(self.model, "before_epoch"):
             self.model.before_epoch(epoch_idx)
+        decay, period = self.settings.learning_rate_scheduler
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * decay ** (epoch_idx / period)
         meter = _Meter()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         # The first group: estimators of mutual information are not clipped with the model.
@@ -194,6 +197,7 @@ class MRdIBTrainer(Trainer):
         """Put the weights of the best epoch into the model."""
         if self._best_state is not None:
             self.model.load_state_dict(self._best_state)
+            compat.drop_restored(self.model)
 
     def write_checkpoint(self, path: Path) -> None:
         """All that is needed to go on as if never interrupted: tensors and plain values only."""
@@ -247,6 +251,7 @@ class MRdIBTrainer(Trainer):
         from mmrec_mrdib.experiment.record import load_checkpoint
 
         self.model.load_state_dict(load_checkpoint(Path(path))["state_dict"])
+        compat.drop_restored(self.model)
 
     def _step(self, interaction: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Named losses and logs of a batch; RecBole's models return one loss or a tuple."""

@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 
 from mmrec_mrdib.evaluation import RankingSplit, rank
 from mmrec_mrdib.experiment.run import make_config, prepare
-from mmrec_mrdib.models.vbpr import VBPR
+from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
 
 
@@ -17,47 +17,146 @@ class TestVBPR(ContractTests):
     model = "VBPR"
 
 
-def golden_vbpr(golden, tmp_path):
-    toy, ref = np.load(golden / "toy.npz"), np.load(golden / "VBPR.npz")
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    rows = "\n".join("\t".join(map(str, r)) for r in toy["inter"])
-    (folder / "toy.inter").write_text(f"userID\titemID\tx_label\n{rows}\n")
-    for m in ("image", "text"):
-        np.save(folder / f"{m}_feat.npy", toy[m])
-    values = {"data_path": str(tmp_path), "modalities": "text,image", "feature_norm": "none"}
-    config = make_config("VBPR", "toy", 1, values=values | {"embedding_size": 8, "reg_weight": 0.1})
-    splits = prepare(config)
-    data = splits.dataset
-    users = torch.from_numpy(data.token2id("user_id", [str(u) for u in range(40)]))
-    items = torch.from_numpy(data.token2id("item_id", [str(i) for i in range(30)]))
-    return VBPR(config, splits.parts[0]), splits, ref, users, items
+class TestMMGCN(ContractTests):
+    model = "MMGCN"
+
+
+class TestDualGNN(ContractTests):
+    model = "DualGNN"
+
+
+class TestFREEDOM(ContractTests):
+    model = "FREEDOM"
+
+
+class TestMGCN(ContractTests):
+    model = "MGCN"
+
+
+class TestSOIL(ContractTests):
+    model = "SOIL"
+    at_least = 2
+
+
+class Golden:
+    """The toy problem of the reference values, and a model of ours on it.
+
+    Parameters, gradients and scores are given by original ids; ours are RecBole's, with padding at 0.
+    """
+
+    def __init__(self, folder, tmp_path, name, modalities="image,text", **values):
+        toy, self.ref = np.load(folder / "toy.npz"), np.load(folder / f"{name}.npz")
+        (tmp_path / "toy").mkdir()
+        rows = "\n".join("\t".join(map(str, r)) for r in toy["inter"])
+        (tmp_path / "toy" / "toy.inter").write_text(f"userID\titemID\tx_label\n{rows}\n")
+        for m in ("image", "text"):
+            np.save(tmp_path / "toy" / f"{m}_feat.npy", toy[m])
+        values = {
+            "data_path": str(tmp_path),
+            "modalities": modalities,
+            "feature_norm": "none",
+            "embedding_size": 8,
+        } | values
+        config = make_config(name, "toy", 1, values=values)
+        splits = prepare(config)
+        self.users = torch.from_numpy(splits.dataset.token2id("user_id", [str(u) for u in range(40)]))
+        self.items = torch.from_numpy(splits.dataset.token2id("item_id", [str(i) for i in range(30)]))
+        self.model = model_class(name)(config, splits.parts[0])
+
+    def value(self, name, kind="param"):
+        return torch.from_numpy(self.ref[f"{kind}:{name}"])
+
+    def set(self, names):
+        """Our parameter -> the reference's; a pair (name, rows) sets these rows."""
+        self.names = {ours: theirs if isinstance(theirs, tuple) else (theirs, None) for ours, theirs in names.items()}
+        assert set(self.names) == {n for n, _ in self.model.named_parameters()}
+        with torch.no_grad():
+            for ours, (theirs, rows) in self.names.items():
+                self.model.get_parameter(ours)[slice(None) if rows is None else rows] = self.value(theirs)
+
+    def step(self):
+        u, i, j = (torch.from_numpy(b) for b in self.ref["batch"])
+        batch = {"user_id": self.users[u], "item_id": self.items[i], "neg_item_id": self.items[j]}
+        self.model.train()
+        loss, grads = gradients(self.model, Interaction(batch))
+        assert loss == pytest.approx(float(self.ref["loss"]), abs=1e-5)
+        return grads
+
+    def check(self):
+        grads = self.step()
+        for ours, (theirs, rows) in self.names.items():
+            grad = grads[ours][slice(None) if rows is None else rows]
+            torch.testing.assert_close(
+                grad, self.value(theirs, "grad"), rtol=1e-4, atol=1e-5, msg=lambda m, n=ours: f"{n}: {m}"
+            )
+        self.check_scores()
+
+    def check_scores(self):
+        self.model.eval()
+        scores = self.model.full_sort_predict(Interaction({"user_id": self.users}))[:, self.items]
+        torch.testing.assert_close(scores.detach(), torch.from_numpy(self.ref["scores"]), rtol=0, atol=1e-4)
 
 
 def test_vbpr_golden(golden, tmp_path):
-    model, _, ref, users, items = golden_vbpr(golden, tmp_path)
-    weight = torch.from_numpy(ref["param:item_linear.weight"])
+    toy = Golden(golden, tmp_path, "VBPR", "text,image", reg_weight=0.1)
+    model, weight = toy.model, toy.value("item_linear.weight")
     with torch.no_grad():
-        model.users[users] = torch.from_numpy(ref["param:u_embedding"])
-        model.items[items] = torch.from_numpy(ref["param:i_embedding"])
+        model.users[toy.users] = toy.value("u_embedding")
+        model.items[toy.items] = toy.value("i_embedding")
         model.encoders["text"].weight.copy_(weight[:, :8])
         model.encoders["image"].weight.copy_(weight[:, 8:])
-        model.encoders["text"].bias.copy_(torch.from_numpy(ref["param:item_linear.bias"]))
+        model.encoders["text"].bias.copy_(toy.value("item_linear.bias"))
         model.encoders["image"].bias.zero_()
-    u, i, j = (torch.from_numpy(b) for b in ref["batch"])
-    batch = Interaction({"user_id": users[u], "item_id": items[i], "neg_item_id": items[j]})
-    model.train()
-    loss, grads = gradients(model, batch)
-    assert loss == pytest.approx(float(ref["loss"]), abs=1e-5)
+    grads = toy.step()
     close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(grads["users"][users], torch.from_numpy(ref["grad:u_embedding"]), **close)
-    torch.testing.assert_close(grads["items"][items], torch.from_numpy(ref["grad:i_embedding"]), **close)
+    torch.testing.assert_close(grads["users"][toy.users], toy.value("u_embedding", "grad"), **close)
+    torch.testing.assert_close(grads["items"][toy.items], toy.value("i_embedding", "grad"), **close)
     joint = torch.cat([grads["encoders.text.weight"], grads["encoders.image.weight"]], 1)
-    torch.testing.assert_close(joint, torch.from_numpy(ref["grad:item_linear.weight"]), **close)
-    torch.testing.assert_close(grads["encoders.text.bias"], torch.from_numpy(ref["grad:item_linear.bias"]), **close)
-    model.eval()
-    scores = model.full_sort_predict(Interaction({"user_id": users}))[:, items]
-    torch.testing.assert_close(scores.detach(), torch.from_numpy(ref["scores"]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(joint, toy.value("item_linear.weight", "grad"), **close)
+    torch.testing.assert_close(grads["encoders.text.bias"], toy.value("item_linear.bias", "grad"), **close)
+    toy.check_scores()
+
+
+def tables(toy, trainable_features=False):
+    """What FREEDOM, MGCN and SOIL have in common: our parameter -> the reference's."""
+    names = {"users": ("user_embedding.weight", toy.users), "items": ("item_id_embedding.weight", toy.items)}
+    for m in ("image", "text"):
+        names[f"encoders.{m}.weight"] = f"{m}_trs.weight"
+        names[f"encoders.{m}.bias"] = f"{m}_trs.bias"
+        if trainable_features:
+            names[f"features_{m}"] = (f"{m}_embedding.weight", toy.items)
+    return names
+
+
+def gated(names, gates, fuser):
+    """The purifiers and the fuser of MGCN and SOIL."""
+    for m, gate in gates.items():
+        for part in ("weight", "bias"):
+            names[f"purifiers.{m}.gate.{part}"] = f"{gate}.0.{part}"
+    names |= {f"fuser.hidden.{part}": f"{fuser}.0.{part}" for part in ("weight", "bias")}
+    return names | {"fuser.score.weight": f"{fuser}.2.weight"}
+
+
+def test_freedom_golden(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "FREEDOM", edge_dropout=0.0, reg_weight=0.01, trainable_features=True)
+    assert len(toy.model.item_graph) > 300  # text 0.9 and image 0.1, the default
+    toy.set(tables(toy, trainable_features=True))
+    toy.check()
+
+
+def test_mgcn_golden(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "MGCN", train_batch_size=64, trainable_features=True)
+    names = gated(tables(toy, trainable_features=True), {"image": "gate_v", "text": "gate_t"}, "query_common")
+    for m in ("image", "text"):
+        names |= {f"preferences.{m}.{part}": f"gate_{m}_prefer.0.{part}" for part in ("weight", "bias")}
+    toy.set(names)
+    toy.check()
+
+
+def test_soil_golden(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "SOIL", cross_weight=0.02, reference_block=True)
+    toy.set(gated(tables(toy), {"image": "map_v", "text": "map_t"}, "attention"))
+    toy.check()
 
 
 def test_metrics_golden(golden):

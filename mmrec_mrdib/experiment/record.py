@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import platform
 import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +29,7 @@ import torch
 from mmrec_mrdib import paths
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.errors import CheckpointError, DataError
+from mmrec_mrdib.paths import write_atomically
 
 RESULT_VERSION = 1
 _REQUIRED = ("version", "model", "dataset", "seed", "config", "best_epoch", "valid", "test", "epochs")
@@ -46,19 +45,6 @@ _VOLATILE = (
     "device",
     "log_wandb",
 )
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write the file as a whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

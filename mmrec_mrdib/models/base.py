@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import ContractError, DataError
+from mmrec_mrdib.graphs import Edges
 
 compat.activate()
 
@@ -188,6 +189,19 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     def features(self, modality: str) -> Tensor:
         """(I, D_m) raw features, row 0 zero."""
         return getattr(self, f"features_{modality}")
+
+    def train_features(self) -> None:
+        """Make the raw features parameters, as the public code of some models does: an option, never the default."""
+        for m in self.modalities:
+            x = self.features(m)
+            delattr(self, f"features_{m}")
+            self.register_parameter(f"features_{m}", nn.Parameter(x.clone()))
+
+    @staticmethod
+    def interactions(dataset: Any) -> Edges:
+        """(U, I), ones: the interactions of the training split that a model is given."""
+        users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
+        return Edges(users, items, torch.ones(len(users)), (dataset.user_num, dataset.item_num))
 
     def encode_items(self, items: Tensor | None = None) -> Encoded:
         """Representations of the given items (sorted ids), or of all."""

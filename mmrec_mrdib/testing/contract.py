@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from mmrec_mrdib.errors import MRdIBError
 from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.testing.toy import write_mmrec
@@ -49,6 +50,20 @@ class ContractTests:
     """What holds for every backbone, for one, two and three modalities."""
 
     model: ClassVar[str]
+    at_least: ClassVar[int] = 1
+    """Modalities that the model is defined for; with fewer it must refuse, in one line."""
+
+    @pytest.fixture(autouse=True)
+    def defined(self, request: pytest.FixtureRequest, modalities: int) -> None:
+        if modalities < self.at_least and request.function.__name__ != "test_too_few_modalities_are_refused":
+            pytest.skip(f"{self.model} needs {self.at_least} modalities")
+
+    def test_too_few_modalities_are_refused(self, tmp_path: Path, modalities: int) -> None:
+        if modalities >= self.at_least:
+            assert len(build(self.model, tmp_path, modalities)[0].modalities) == modalities
+            return
+        with pytest.raises(MRdIBError, match=f"{self.at_least if self.at_least > 2 else 'two'} modalities"):
+            build(self.model, tmp_path, modalities)
 
     @pytest.mark.parametrize("plugin", ["", "+MRdIB"])
     def test_every_parameter_learns(self, tmp_path: Path, modalities: int, plugin: str) -> None:

@@ -1,0 +1,147 @@
+"""FREEDOM: freezing item-item and denoising user-item graphs (Zhou & Shen, MM 2023)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.graphs import (
+    Edges,
+    SparseMatrix,
+    cached,
+    degree_sensitive,
+    gather_rows,
+    knn,
+    propagate_mean,
+    sample_edges,
+)
+from mmrec_mrdib.losses import bpr
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
+from mmrec_mrdib.schema import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class FREEDOMSettings(Settings):
+    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/FREEDOM.yaml")
+
+    embedding_size: int = Field(ge=1)
+    """d."""
+    n_layers: int = Field(ge=0)
+    """Propagations over the user-item graph."""
+    n_item_layers: int = Field(ge=0)
+    """Propagations over the item-item graph."""
+    knn_k: int = Field(ge=1)
+    """Neighbours of an item in a modality's graph, itself included."""
+    modality_weights: dict[str, float] | None = None
+    """Share of each modality's graph in the item-item graph; they sum to 1."""
+    edge_dropout: float = Field(ge=0, lt=1)
+    """rho, the share of user-item edges left out in an epoch."""
+    reg_weight: float = Field(ge=0)
+    """lambda, the weight of the unimodal BPR losses."""
+    trainable_features: bool
+    """Whether the raw features train, too (public code's way)."""
+
+
+class FREEDOM(MultimodalRecommender):
+    """LightGCN over a pruned user-item graph plus a frozen item-item graph of the features.
+
+    S = sum_m w_m L(kNN_k(X^m)), binary; h = S^n_item_layers E_i; [e_u ; e_i] = LightGCN over the user-item graph;
+    s(u, i) = <e_u, e_i + h_i>. Each epoch keeps floor((1 - rho) |E|) edges, drawn with probability proportional to
+    1 / sqrt(deg_u deg_i), normalised anew; evaluation uses all.
+    Loss: BPR + lambda sum_m BPR(<e_u, z^m>), z^m = W_m x^m + b_m. M >= 1.
+    p_u^m = e_u. The modality representations reach the score through that second term alone, and it is the very term that MRdIB calls
+    unique: MRdIB's `unique_weight` adds to lambda.
+
+    The trainer announces each epoch (`before_epoch`); RecBole's own Trainer does not, and then all edges are used.
+
+    Deviations: raw features are frozen (`trainable_features` for public code's way). Without `modality_weights`, text gets 0.9 and
+    the others share 0.1, as in the paper; without a modality named text, all are equal.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        settings = FREEDOMSettings.from_config(config)
+        d = settings.embedding_size
+        self.n_layers, self.n_item_layers = settings.n_layers, settings.n_item_layers
+        self.edge_dropout, self.reg_weight = settings.edge_dropout, settings.reg_weight
+        interactions = self.interactions(dataset)
+        self.register_buffer("edge_users", interactions.rows, persistent=False)
+        self.register_buffer("edge_items", interactions.cols, persistent=False)
+        self.register_buffer("edge_weights", degree_sensitive(interactions), persistent=False)
+        self.graph = interactions.normalised("both").both_ways().matrix()
+        self.pruned: SparseMatrix | None = None
+        weights = modality_weights(settings.modality_weights, self.modalities)
+        shares = [
+            cached(knn, self.features(m), settings.knn_k, False).normalised("rows").scaled(weight)
+            for m, weight in weights.items()
+            if weight
+        ]
+        self.item_graph = functools.reduce(Edges.__add__, shares).matrix()
+        self.users = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
+        self.items = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_items, d)))
+        for m, dims in self.feature_dims.items():
+            self.encoders[m] = nn.Linear(dims, d)
+        if settings.trainable_features:
+            self.train_features()
+
+    def before_epoch(self, epoch: int) -> None:
+        if not self.edge_dropout:
+            return
+        kept = sample_edges(self.edge_weights, int((1 - self.edge_dropout) * len(self.edge_users)))
+        users, items = self.edge_users[kept], self.edge_items[kept]
+        edges = Edges(users, items, torch.ones_like(self.edge_weights[kept]), (self.n_users, self.n_items))
+        self.pruned = edges.normalised("both").both_ways().matrix()
+
+    def items_to_encode(self, batch: Batch) -> Tensor | None:
+        return None if self.n_items <= 2 * len(batch.users) else batch.items
+
+    def propagate(self, enc: Encoded) -> Embeddings:
+        graph = self.pruned if self.training and self.pruned is not None else self.graph
+        nodes = propagate_mean(graph, torch.cat([self.users, self.items]), self.n_layers)
+        users, items = nodes.split([self.n_users, self.n_items])
+        h = self.items
+        for _ in range(self.n_item_layers):
+            h = self.item_graph(h)
+        items = items + h
+        if enc.items is not None:
+            items = gather_rows(items, enc.items)
+        return Embeddings(users, items, dict.fromkeys(enc.z, users))
+
+    def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        assert batch.negative is not None
+        positive, negative = enc.rows(batch.positive), enc.rows(batch.negative)
+        u = gather_rows(emb.users, batch.users)
+
+        def ranking(items: Tensor) -> Tensor:
+            i, j = gather_rows(items, positive), gather_rows(items, negative)
+            return bpr((u * i).sum(-1), (u * j).sum(-1))
+
+        parts = {"bpr": ranking(emb.items)}
+        if self.reg_weight:
+            parts["modalities"] = self.reg_weight * torch.stack([ranking(z) for z in enc.z.values()]).sum()
+        return parts
+
+
+def modality_weights(given: dict[str, float] | None, modalities: tuple[str, ...]) -> dict[str, float]:
+    """Shares of the modalities' graphs, summing to 1.
+
+    Raises:
+        ConfigError: other modalities than those in use, a negative share, or another sum.
+    """
+    if given is None:
+        if "text" not in modalities or len(modalities) == 1:
+            return dict.fromkeys(modalities, 1 / len(modalities))
+        return {m: 0.9 if m == "text" else 0.1 / (len(modalities) - 1) for m in modalities}
+    if set(given) != set(modalities) or min(given.values()) < 0 or abs(sum(given.values()) - 1) > 1e-6:
+        example = ", ".join(f"{m}: {1 / len(modalities):.3g}" for m in modalities)
+        raise ConfigError(
+            f"--modality_weights={given}: expected one share a modality in use, none negative, summing to 1, as in {{{example}}}"
+        )
+    return {m: given[m] for m in modalities}
