@@ -109,8 +109,8 @@ def test_unknown_datasets(name, message):
 
 def test_registry_files_and_properties_agree():
     files = {p.stem for p in (paths.PACKAGE / "models").glob("*.py")} - {"__init__", "base"}
-    assert {m.lower() for m in registry.MODELS} == files
-    for name in registry.MODELS:
+    assert {m.lower() for m in registry.MODELS | registry.BASELINES} == files
+    for name in registry.MODELS | registry.BASELINES:
         assert registry.model_class(name).__name__ == name
         assert (paths.properties_dir() / "model" / f"{name}.yaml").is_file()
     for file in paths.properties_dir().rglob("*.yaml"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import ContractError, DataError
-from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.graphs import Edges, gather_rows
 
 compat.activate()
 
@@ -75,15 +75,40 @@ class Batch:
     positive: Tensor
     negative: Tensor | None
     n_items: int
+    _gathered: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def items(self) -> Tensor:
-        """(R,) the distinct items of the batch, sorted."""
+    def present(self) -> Tensor:
+        """(I,) bool: whether each item is in the batch."""
         seen = torch.zeros(self.n_items, dtype=torch.bool, device=self.positive.device)
         seen[self.positive] = True
         if self.negative is not None:
             seen[self.negative] = True
-        return seen.nonzero().flatten()
+        return seen
+
+    @cached_property
+    def items(self) -> Tensor:
+        """(R,) the distinct items of the batch, sorted."""
+        return self.present.nonzero().flatten()
+
+    def users_of(self, table: Tensor) -> Tensor:
+        """(B, d) rows of a (U, d) table for the batch's users."""
+        return self._gather("users", table, self.users)
+
+    def items_of(self, table: Tensor, enc: Encoded) -> tuple[Tensor, Tensor]:
+        """(B, d) rows of an (R, d) table of the encoded items for the positives and for the negatives."""
+        assert self.negative is not None
+        return (
+            self._gather("positive", table, enc.rows(self.positive)),
+            self._gather("negative", table, enc.rows(self.negative)),
+        )
+
+    def _gather(self, kind: str, table: Tensor, ids: Tensor) -> Tensor:
+        # Gathering, and scattering its gradient, is much of a step: what several losses need is gathered once.
+        key = (kind, id(table))
+        if key not in self._gathered:
+            self._gathered[key] = (table, gather_rows(table, ids))  # holding the table keeps its id
+        return self._gathered[key][1]
 
 
 @dataclass(frozen=True)

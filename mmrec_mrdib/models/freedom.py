@@ -115,12 +115,10 @@ class FREEDOM(MultimodalRecommender):
         return Embeddings(users, items, dict.fromkeys(enc.z, users))
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        assert batch.negative is not None
-        positive, negative = enc.rows(batch.positive), enc.rows(batch.negative)
-        u = gather_rows(emb.users, batch.users)
+        u = batch.users_of(emb.users)
 
         def ranking(items: Tensor) -> Tensor:
-            i, j = gather_rows(items, positive), gather_rows(items, negative)
+            i, j = batch.items_of(items, enc)
             return bpr((u * i).sum(-1), (u * j).sum(-1))
 
         parts = {"bpr": ranking(emb.items)}

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import Edges, SparseMatrix, cached, gather_rows, knn, propagate_mean
+from mmrec_mrdib.graphs import Edges, SparseMatrix, cached, knn, propagate_mean
 from mmrec_mrdib.losses import bpr, info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
@@ -133,9 +133,7 @@ class MGCN(MultimodalRecommender):
         return Embeddings(users, items, user_views, {"content": content, "side": side})
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        assert batch.negative is not None
-        u = gather_rows(emb.users, batch.users)
-        i, j = gather_rows(emb.items, batch.positive), gather_rows(emb.items, batch.negative)
+        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
         parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
         if self.settings.reg_weight:
             squares = torch.stack([x.square().sum() for x in (u, i, j)]).sum()

@@ -83,11 +83,10 @@ class MMGCN(MultimodalRecommender):
         return Embeddings(users, items, {m: x[: self.n_users] for m, x in outputs.items()})
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        assert batch.negative is not None
-        u = gather_rows(emb.users, batch.users)
-        i, j = gather_rows(emb.items, batch.positive), gather_rows(emb.items, batch.negative)
+        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
         parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
         if self.reg_weight:
+            assert batch.negative is not None
             nodes = torch.cat([batch.users, batch.positive + self.n_users, batch.negative + self.n_users])
             preferences = torch.stack([p[1:].square().mean() for p in self.preferences.values()])
             parts["l2"] = self.reg_weight * (gather_rows(self.ids, nodes).square().mean() + preferences.mean())

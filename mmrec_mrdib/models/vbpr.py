@@ -60,10 +60,7 @@ class VBPR(MultimodalRecommender):
         return Embeddings(self.users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        assert batch.negative is not None
-        u = gather_rows(emb.users, batch.users)
-        i = gather_rows(emb.items, enc.rows(batch.positive))
-        j = gather_rows(emb.items, enc.rows(batch.negative))
+        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
         parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
         if self.reg_weight:
             parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j)

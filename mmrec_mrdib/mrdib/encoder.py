@@ -6,25 +6,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.models.base import EncodingStage
 
 
 class _Sample(torch.autograd.Function):
-    """mu + exp(log_var / 2) * eps, reparameterised; the closed-form gradient saves passes over memory."""
+    """(mu + exp(log_var / 2) * eps, log_var) for log_var clamped to bounds; the closed-form gradient, in one node, saves passes
+    over memory. Where the clamp holds, no gradient reaches the head."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_var: Tensor) -> Tensor:
+    def forward(ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+        log_var = raw.clamp(low, high)
         spread = torch.randn_like(mean).mul_((0.5 * log_var).exp_())
-        ctx.save_for_backward(spread)
-        return mean + spread
+        ctx.save_for_backward(spread, raw)
+        ctx.bounds = (low, high)
+        return mean + spread, log_var
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (spread,) = ctx.saved_tensors
-        return grads[0], (grads[0] * spread).mul_(0.5)
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        spread, raw = ctx.saved_tensors
+        of_z, of_log_var = grads
+        inner = torch.addcmul(of_log_var, of_z, spread, value=0.5)
+        return of_z, torch.ops.aten.hardtanh_backward(inner, raw, *ctx.bounds), None, None
 
 
 class Gaussian(EncodingStage):
@@ -54,6 +60,5 @@ class Gaussian(EncodingStage):
         mean = encoder(features)
         if not self.training:
             return mean, mean, None
-        # hardtanh is clamp in one pass each way
-        log_var = F.hardtanh(self.heads[modality](mean), *self.bounds)
-        return _Sample.apply(mean, log_var), mean, log_var
+        z, log_var = _Sample.apply(mean, self.heads[modality](mean), *self.bounds)
+        return z, mean, log_var

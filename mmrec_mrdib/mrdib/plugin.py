@@ -105,16 +105,17 @@ class MRdIB(MultimodalRecommender):
         parts = dict(self.backbone.loss_parts(enc, emb, batch))
         logs: dict[str, Tensor] = {}
         weights = self.settings
-        # Rows of the distinct items of the batch; None: just these were encoded.
-        rows = batch.items if enc.items is None else None
+        # Everything is over the distinct items of the batch; where the backbone encodes only these, it is over all there is.
+        whole = enc.items is None
         if weights.rate_weight:
             if enc.log_var is None:
                 raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
-            rates = {m: rate(enc.mean[m], enc.log_var[m], rows) for m in enc.z}
+            present = batch.present if whole else None
+            rates = {m: rate(enc.mean[m], enc.log_var[m], present) for m in enc.z}
             parts["rate"] = weights.rate_weight * torch.stack(list(rates.values())).sum()
             logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}
         if weights.redundant_weight:
-            distinct = enc.z if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
+            distinct = {m: gather_rows(z, batch.items) for m, z in enc.z.items()} if whole else enc.z
             loss, nats = self.redundancy(distinct, weights.redundant_weight)
             if loss is not None:
                 parts["redundant"] = loss
@@ -126,16 +127,8 @@ class MRdIB(MultimodalRecommender):
         return StepLoss(parts, logs)
 
     def _unique(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        assert batch.negative is not None
-        positive, negative = enc.rows(batch.positive), enc.rows(batch.negative)
-        out: dict[str, Tensor] = {}
-        gathered: dict[int, Tensor] = {}  # a view that all modalities share is gathered once
-        for m, z in enc.z.items():
-            view = emb.user_views[m] if m in emb.user_views else self.own_views[m]
-            if id(view) not in gathered:
-                gathered[id(view)] = gather_rows(view, batch.users)
-            out[m] = unique(gathered[id(view)], gather_rows(z, positive), gather_rows(z, negative))
-        return out
+        views = {m: emb.user_views.get(m, self.own_views.get(m)) for m in enc.z}
+        return {m: unique(batch.users_of(views[m]), *batch.items_of(z, enc)) for m, z in enc.z.items()}
 
     # Everything else is the backbone's.
 

@@ -24,14 +24,14 @@ class _KL(torch.autograd.Function):
         return mean * grad, excess * (0.5 * grad)
 
 
-def rate(mean: Tensor, log_var: Tensor, rows: Tensor | None = None) -> Tensor:
+def rate(mean: Tensor, log_var: Tensor, present: Tensor | None = None) -> Tensor:
     """KL(N(mean, diag exp(log_var)) || N(0, I)) in nats, summed over dimensions, averaged over items.
 
     1/2 sum_d (mu^2 + sigma^2 - 1 - log sigma^2); its mean over x is an upper bound of I(X; Z) (Alemi et al., ICLR 2017).
 
     Args:
         mean, log_var: (R, d).
-        rows: average over these rows only; None: over all.
+        present: (R,) bool, the rows to average over; None: all.
     """
     per_item: Tensor = _KL.apply(mean, log_var)
-    return per_item.mean() if rows is None else per_item[rows].mean()
+    return per_item.mean() if present is None else torch.dot(per_item, present / present.sum())
