@@ -141,6 +141,8 @@ class SparseMatrix(nn.Module):
     On the graph of Last.fm-2K this takes a fifth of the time of COO `torch.sparse.mm` (docs/performance.md).
     """
 
+    values: Tensor
+
     def __init__(self, edges: Edges) -> None:
         super().__init__()
         edges = edges.coalesced()
@@ -403,9 +405,8 @@ def cached(build: Callable[..., Edges], *args: Any) -> Edges:
         logger.warning("%s: damaged (%s); the graph is built anew", path, str(error).splitlines()[0])
     edges = build(*args)
     buffer = io.BytesIO()
-    names = ("rows", "cols", "values")
-    arrays = {name: x.cpu().numpy() for name, x in zip(names, edges._tensors(), strict=True)}
-    np.savez(buffer, shape=np.asarray(edges.shape), **arrays)
+    rows, cols, values = (x.cpu().numpy() for x in edges._tensors())
+    np.savez(buffer, rows=rows, cols=cols, values=values, shape=np.asarray(edges.shape))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         paths.write_atomically(path, buffer.getbuffer())
@@ -439,7 +440,7 @@ def _read(path: Path) -> Edges:
         len(rows) and not (0 <= rows.min() <= rows.max() < n_rows and 0 <= cols.min() <= cols.max() < n_cols)
     ):
         raise ValueError("not the entries of a sparse matrix")
-    return Edges(*(torch.from_numpy(x) for x in (rows, cols, values)), (n_rows, n_cols))
+    return Edges(torch.from_numpy(rows), torch.from_numpy(cols), torch.from_numpy(values), (n_rows, n_cols))
 
 
 # Rows and segments.

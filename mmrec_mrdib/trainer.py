@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,7 @@ class MRdIBTrainer(Trainer):
         self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
         self._best_state: dict[str, Tensor] | None = None
         self._last_written = -math.inf
+        self._interrupted: Callable[[], bool] = lambda: False
         self._train_data: Any = None
         self._ks = list(config["topk"])
         names = [m.lower() for m in config["metrics"]]
@@ -82,7 +86,8 @@ class MRdIBTrainer(Trainer):
         self._train_data = train_data
         if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:  # resumed at its end
             return self.best_valid_score, self.best_valid_result
-        return super().fit(train_data, valid_data, verbose=verbose, callback_fn=self._after_epoch, **kwargs)
+        with _between_batches() as self._interrupted:
+            return super().fit(train_data, valid_data, verbose=verbose, callback_fn=self._after_epoch, **kwargs)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -102,6 +107,8 @@ class MRdIBTrainer(Trainer):
         bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
         shown = started
         for interaction in bar:
+            if self._interrupted():
+                raise KeyboardInterrupt
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
                 parts, logs = self._step(interaction.to(self.device))
@@ -266,6 +273,33 @@ class MRdIBTrainer(Trainer):
     def _estimator_parameters(self) -> list[torch.nn.Parameter]:
         get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "mi_parameters", None)
         return get() if get is not None else []
+
+
+@contextlib.contextmanager
+def _between_batches() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C only takes effect where the yielded function is asked; a second Ctrl-C does so at once.
+
+    An exception in the middle of a library's lock leaves that lock taken: TensorBoard's writer would never close.
+    """
+    asked = False
+
+    def remember(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # not ours to change
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked:  # after the last batch
+        raise KeyboardInterrupt
 
 
 class _Meter:

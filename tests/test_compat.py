@@ -9,8 +9,11 @@ from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-from mmrec_mrdib import VBPR, MRdIB, MultimodalDataset, compat
+from mmrec_mrdib import VBPR, MRdIB, MultimodalDataset, compat, train
 from mmrec_mrdib.evaluation import PER_USER, ranking_metric
+from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.registry import MODELS, model_class
+from mmrec_mrdib.trainer import MRdIBTrainer
 
 compat.activate()
 
@@ -33,9 +36,13 @@ def recbole_config(toy, tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("model", [VBPR, MRdIB])
-def test_recboles_own_config_loaders_and_trainer(recbole_config, model):
-    config = recbole_config(model, **({"backbone": "VBPR"} if model is MRdIB else {}))
+@pytest.mark.parametrize(
+    ("model", "backbone"),
+    [(model_class(name), None) for name in MODELS] + [(MRdIB, "VBPR"), (MRdIB, "SOIL")],
+    ids=[*MODELS, "VBPR+MRdIB", "SOIL+MRdIB"],
+)
+def test_recboles_own_config_loaders_and_trainer(recbole_config, model, backbone):
+    config = recbole_config(model, **({"backbone": backbone} if backbone else {}))
     init_seed(config["seed"], True)
     train, valid, test = data_preparation(config, MultimodalDataset(config))
     instance = model(config, train.dataset).to(config["device"])
@@ -111,3 +118,14 @@ def test_models_import_without_kmeans_pytorch():
 def test_plain_values():
     value = compat.plain({"a": np.float64(1.5), 2: (torch.device("cpu"), None, np.int64(3))})
     assert value == {"a": 1.5, "2": ["cpu", None, 3]} and type(value["a"]) is float
+
+
+def test_loaded_weights_are_not_scored_with_tables_of_an_earlier_evaluation(toy, tmp_path):
+    values = {"data_path": str(toy), "epochs": 3, "topk": [5], "valid_metric": "Recall@5", "learning_rate": 0.1}
+    result = train("LightGCN", "toy", 1, values=values, runs=tmp_path / "runs")
+    config = make_config("LightGCN", "toy", 1, values=values)
+    splits = prepare(config)
+    model = model_class("LightGCN")(config, splits.parts[0])
+    trainer = MRdIBTrainer(config, model, tmp_path)
+    trainer.rank(splits.test)  # fills the tables with random weights
+    assert trainer.evaluate(splits.test, model_file=f"{result['folder']}/best.pt") == result["test"]

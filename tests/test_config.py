@@ -7,7 +7,8 @@ from mmrec_mrdib import paths, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment.run import make_config
-from mmrec_mrdib.schema import Loader
+from mmrec_mrdib.schema import Loader, read_yaml
+from mmrec_mrdib.testing.contract import build
 
 
 def make(**values):
@@ -115,6 +116,18 @@ def test_registry_files_and_properties_agree():
         assert (paths.properties_dir() / "model" / f"{name}.yaml").is_file()
     for file in paths.properties_dir().rglob("*.yaml"):
         assert isinstance(yaml.load(file.read_text(), Loader=Loader), dict), file
+
+
+def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
+    spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
+    assert set(spaces) == set(registry.MODELS) | set(registry.BASELINES) | {registry.PLUGIN}
+    for name, space in spaces.items():
+        model = "VBPR+MRdIB" if name == registry.PLUGIN else name
+        assert space, name
+        for key, choices in space.items():
+            assert len(choices) == len(set(choices)) > 1
+            for choice in choices:
+                build(model, tmp_path, **{key: choice})  # an unknown key or a bad value would raise
 
 
 def test_recboles_models_are_found_without_importing_them():

@@ -1,4 +1,4 @@
-"""Every backbone keeps the contract; VBPR reproduces reference values."""
+"""Every backbone keeps the contract; reference values; what is particular to a model."""
 
 import json
 
@@ -7,8 +7,11 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import RankingSplit, rank
 from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.graphs import knn
+from mmrec_mrdib.models.freedom import modality_weights
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
 
@@ -159,6 +162,15 @@ def test_soil_golden(golden, tmp_path):
     toy.check()
 
 
+def test_soil_block_by_column_sums_is_the_default_and_another_one(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "SOIL", cross_weight=0.02)
+    toy.set(gated(tables(toy), {"image": "map_v", "text": "map_t"}, "attention"))
+    square, block = toy.model.graph.csr().to_dense(), toy.model.user_item.csr().to_dense()
+    torch.testing.assert_close(block, square[: block.shape[0], block.shape[0] :])
+    with pytest.raises(AssertionError):
+        toy.check_scores()
+
+
 def test_metrics_golden(golden):
     spec = json.loads((golden / "metrics.json").read_text())
     scores = torch.from_numpy(np.load(golden / "metrics_scores.npy")).float()
@@ -191,3 +203,116 @@ def test_vbpr_encodes_only_the_distinct_items_of_a_small_batch(tmp_path):
     assert loss == pytest.approx(whole_loss, abs=1e-6)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, whole_grads[name])
+
+
+def test_gathered_rows_are_shared_between_losses(tmp_path):
+    model, splits = build("VBPR", tmp_path)
+    batch = model.batch(next(iter(splits.train)))
+    enc, table, other = model.encode_items(), torch.randn(model.n_items, 2), torch.randn(model.n_users, 2)
+    positive, negative = batch.items_of(table, enc)
+    assert torch.equal(positive, table[batch.positive]) and torch.equal(negative, table[batch.negative])
+    assert batch.items_of(table, enc)[0] is positive and batch.items_of(table.clone(), enc)[0] is not positive
+    assert torch.equal(batch.users_of(other), other[batch.users])
+
+
+def test_freedom_trains_on_a_pruned_graph_and_evaluates_on_the_whole(tmp_path):
+    model, splits = build("FREEDOM", tmp_path, edge_dropout=0.75)
+    n_edges = len(splits.parts[0])
+    model.train()
+    model.before_epoch(0)
+    first = model.pruned
+    assert len(first) == 2 * int(0.25 * n_edges)
+    model.before_epoch(1)
+    assert not torch.equal(first.col, model.pruned.col)
+    embeddings = {}
+    for mode in (True, False):
+        model.train(mode)
+        embeddings[mode] = model.evaluation_embeddings().users
+        graph = model.pruned if mode else model.graph
+        nodes = torch.cat([model.users, model.items])
+        truth = (nodes + graph(nodes) + graph(graph(nodes)))[: model.n_users] / 3
+        torch.testing.assert_close(embeddings[mode], truth)
+    # the pruned graph is normalised by its own degrees
+    a = first.csr().to_dense()
+    degree = (a > 0).sum(1)
+    row, col = a.nonzero(as_tuple=True)
+    torch.testing.assert_close(a[row, col], 1 / torch.sqrt(degree[row] * degree[col]))
+
+
+def test_freedom_shares_of_the_modalities(tmp_path):
+    assert modality_weights(None, ("image", "text")) == pytest.approx({"image": 0.1, "text": 0.9})
+    assert modality_weights(None, ("a", "text", "b")) == pytest.approx({"a": 0.05, "text": 0.9, "b": 0.05})
+    assert modality_weights(None, ("a", "b")) == {"a": 0.5, "b": 0.5} and modality_weights(None, ("text",)) == {
+        "text": 1.0
+    }
+    model, _ = build("FREEDOM", tmp_path, modality_weights={"a": 0.25, "b": 0.75}, knn_k=4)
+    whole = model.item_graph.csr().to_dense()
+    parts = [
+        knn(model.features(m), 4, False).normalised("rows").scaled(w).matrix() for m, w in (("a", 0.25), ("b", 0.75))
+    ]
+    torch.testing.assert_close(whole, parts[0].csr().to_dense() + parts[1].csr().to_dense())
+    for wrong in ({"a": 1.0}, {"a": 0.5, "b": 0.6}, {"a": -1.0, "b": 2.0}, {"a": 0.5, "c": 0.5}):
+        with pytest.raises(ConfigError, match=r"modality_weights.*summing to 1"):
+            build("FREEDOM", tmp_path, modality_weights=wrong)
+
+
+def test_dualgnn_listens_to_users_with_common_items(tmp_path):
+    model, splits = build("DualGNN", tmp_path, n_neighbours=3)
+    part = splits.parts[0].inter_feat
+    taken = torch.zeros(model.n_users, model.n_items)
+    taken[part["user_id"], part["item_id"]] = 1
+    common = (taken @ taken.T).fill_diagonal_(0)
+    weights = model.user_graph.csr().to_dense()
+    assert not weights[0].any()
+    for user in range(1, model.n_users):
+        ids = weights[user].nonzero().flatten()
+        assert len(ids) == 3 and common[user, ids].min() >= common[user].topk(3).values.min()
+        torch.testing.assert_close(weights[user, ids], torch.softmax(common[user, ids], 0))
+    emb = model.evaluation_embeddings()
+    fused = sum(model.fusion[:, n, None] * view for n, view in enumerate(emb.user_views.values()))
+    torch.testing.assert_close(emb.users, fused + weights @ fused)
+
+
+def test_mmgcn_layer_by_hand(tmp_path):
+    model, splits = build("MMGCN", tmp_path, 1, n_layers=1)
+    part = splits.parts[0].inter_feat
+    n = model.n_users + model.n_items
+    a = torch.zeros(n, n)
+    a[part["user_id"], part["item_id"] + model.n_users] = 1
+    a = a + a.T
+    mean = a / a.sum(1, keepdim=True).clamp(min=1)
+    (layer,), lrelu = model.layers["a"], torch.nn.functional.leaky_relu
+    x = torch.nn.functional.normalize(torch.cat([model.preferences["a"], model.encoders["a"](model.features("a"))]))
+    h = lrelu(mean @ (x @ layer.neighbours.weight.T))
+    own = lrelu(layer.own(x)) + model.ids
+    truth = lrelu(layer.combine(torch.cat([h, own], 1)))
+    emb = model.evaluation_embeddings()
+    torch.testing.assert_close(torch.cat([emb.users, emb.items]), truth)
+
+
+@pytest.mark.parametrize("name", ["FREEDOM", "MGCN", "SOIL"])
+def test_features_train_only_when_asked_to(tmp_path, name):
+    for asked in (False, True):
+        model, splits = build(name, tmp_path, trainable_features=asked)
+        model.train()
+        _, grads = gradients(model, next(iter(splits.train)))
+        assert ("features_a" in grads) == asked
+    plugged, splits = build(f"{name}+MRdIB", tmp_path, trainable_features=True)
+    assert "backbone.features_a" in dict(plugged.named_parameters())
+    before = splits.dataset.features["a"].clone()
+    with torch.no_grad():
+        plugged.backbone.features_a.add_(1)
+    assert torch.equal(splits.dataset.features["a"], before)  # a copy of its own
+
+
+def test_lightgcn_is_recboles_on_a_dense_graph(tmp_path):
+    model, splits = build("LightGCN", tmp_path, modalities=2)
+    part = splits.parts[0].inter_feat
+    a = torch.zeros(model.n_users, model.n_items)
+    a[part["user_id"], part["item_id"]] = 1
+    scale = lambda sums: torch.where(sums > 0, sums, torch.inf).rsqrt()  # noqa: E731
+    r = scale(a.sum(1))[:, None] * a * scale(a.sum(0))
+    u, i = model.user_embedding.weight, model.item_embedding.weight
+    users, items = model.forward()
+    torch.testing.assert_close(users, (u + r @ i + r @ (r.T @ u)) / 3)
+    torch.testing.assert_close(items, (i + r.T @ u + r.T @ (r @ i)) / 3)

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from mmrec_mrdib.errors import ConfigError
-from mmrec_mrdib.mrdib.encoder import Gaussian
+from mmrec_mrdib.mrdib.encoder import Gaussian, _Sample
 from mmrec_mrdib.mrdib.estimators.base import random_shift, reverse_gradient
 from mmrec_mrdib.mrdib.estimators.mine import MINE
 from mmrec_mrdib.mrdib.objectives.rate import rate
@@ -29,10 +29,10 @@ def test_rate_is_the_closed_form_and_so_is_its_gradient():
     prior = Normal(torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64))
     truth = kl_divergence(Normal(mean, (0.5 * log_var).exp()), prior).sum(1)
     torch.testing.assert_close(rate(mean, log_var), truth.mean())
-    rows = torch.tensor([1, 4])
-    torch.testing.assert_close(rate(mean, log_var, rows), truth[rows].mean())
+    present = torch.tensor([False, True, False, False, True, False, False])
+    torch.testing.assert_close(rate(mean, log_var, present), truth[[1, 4]].mean())
     assert rate(torch.zeros(3, 5), torch.zeros(3, 5)) == 0
-    torch.autograd.gradcheck(lambda m, v: rate(m, v, rows), (mean, log_var))
+    torch.autograd.gradcheck(lambda m, v: rate(m, v, present), (mean, log_var))
 
 
 def test_sampling_is_reparameterised():
@@ -52,6 +52,17 @@ def test_sampling_is_reparameterised():
     stage.eval()
     z, mu, log_var = stage.encode("m", lambda _: mean, x)
     assert z is mu and log_var is None
+
+
+def test_no_gradient_reaches_the_variance_beyond_its_bounds():
+    raw = torch.tensor([[-3.0, 0.0, 3.0]], requires_grad=True)
+    mean = torch.zeros(1, 3, requires_grad=True)
+    z, log_var = _Sample.apply(mean, raw, -1.0, 1.0)
+    assert log_var.tolist() == [[-1, 0, 1]]
+    (z.sum() + 2 * log_var.sum()).backward()
+    eps = z.detach()[0, 1]  # sigma = 1 there
+    torch.testing.assert_close(raw.grad, torch.tensor([[0.0, eps / 2 + 2, 0.0]]))
+    assert mean.grad.tolist() == [[1, 1, 1]]
 
 
 def test_unique_is_bpr_by_hand():

@@ -1,13 +1,17 @@
 """Trainer and run folders: determinism, exact resumption, selection, records."""
 
+import functools
 import json
+import signal
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from mmrec_mrdib import load_checkpoint, load_result, train
-from mmrec_mrdib.errors import CheckpointError, DataError, NonFiniteLossError
+from mmrec_mrdib import trainer as trainer_module
+from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank
 from mmrec_mrdib.experiment import run as run_module
 from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
@@ -62,7 +66,10 @@ def test_run_folder(fit):
     assert set(load_checkpoint(folder / "best.pt")) == {"model", "seed", "best_epoch", "config", "state_dict"}
 
 
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path):
+# FREEDOM draws its graph anew each epoch, SOIL's learning rate depends on the epoch.
+@pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM", "SOIL+MRdIB"])
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model):
+    fit = functools.partial(fit, model)
     whole = fit(runs="whole")
     epoch = MRdIBTrainer._train_epoch
 
@@ -140,6 +147,39 @@ def test_non_finite_loss_names_the_term(fit, monkeypatch):
     monkeypatch.setattr(plugin, "rate", lambda mean, log_var, rows=None: mean.sum() * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"rate.*in epoch 0, batch 0"):
         fit()
+
+
+def test_learning_rate_scheduler(fit, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[-1]["lr"]) or step(self))
+    fit(epochs=3, learning_rate=0.1, learning_rate_scheduler=[0.5, 2])
+    per_epoch = len(rates) // 3
+    assert rates == pytest.approx([0.1 * 0.5 ** (n // per_epoch / 2) for n in range(len(rates))])
+    with pytest.raises(ConfigError, match="learning_rate_scheduler"):
+        fit(learning_rate_scheduler=[2.0, 50])
+
+
+def test_ctrl_c_takes_effect_between_batches():
+    with pytest.raises(KeyboardInterrupt), trainer_module._between_batches() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()  # and nothing was raised
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # the second at once
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with trainer_module._between_batches() as interrupted:
+        assert not interrupted()
+
+    def elsewhere():  # only the main thread may set handlers
+        with trainer_module._between_batches() as interrupted:
+            outcome.append(interrupted())
+
+    outcome = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert outcome == [False]
 
 
 def test_checkpoints_that_need_unpickling_are_refused(tmp_path):

@@ -76,11 +76,12 @@ class MGCN(MultimodalRecommender):
     Deviations: raw features are frozen (`trainable_features` for public code's way). Negative cosines of the graphs count as 0.
     """
 
-    settings_class: ClassVar[type[Settings]] = MGCNSettings
+    settings_class: ClassVar[type[MGCNSettings]] = MGCNSettings
+    settings: MGCNSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.settings = settings = self.settings_class.from_config(config)
+        settings = self.settings = self.settings_class.from_config(config)
         d = settings.embedding_size
         self.graph, self.user_item, item_graphs = self.graphs(dataset)
         self.item_graphs = nn.ModuleDict(item_graphs)
@@ -88,8 +89,8 @@ class MGCN(MultimodalRecommender):
         self.items = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_items, d)))
         self.purifiers = nn.ModuleDict()
         for m, dims in self.feature_dims.items():
-            self.encoders[m] = nn.Linear(dims, d)
-            nn.init.xavier_uniform_(self.encoders[m].weight)
+            self.encoders[m] = encoder = nn.Linear(dims, d)
+            nn.init.xavier_uniform_(encoder.weight)
             self.purifiers[m] = Purifier(d)
         self.build_fusion(d)
         if settings.trainable_features:

@@ -75,7 +75,9 @@ class MMGCN(MultimodalRecommender):
         outputs: dict[str, Tensor] = {}
         for m, z in enc.z.items():
             x = F.normalize(torch.cat([self.preferences[m], z]))
-            for layer in self.layers[m]:
+            layers = self.layers[m]
+            assert isinstance(layers, nn.ModuleList)
+            for layer in layers:
                 x = layer(x, self.ids, self.mean)
             outputs[m] = x
         fused = torch.stack(list(outputs.values())).mean(0)

@@ -14,7 +14,6 @@ from mmrec_mrdib.graphs import Edges, SparseMatrix, cached, interest_edges, inte
 from mmrec_mrdib.losses import info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded
 from mmrec_mrdib.models.mgcn import MGCN, Fuser, MGCNSettings
-from mmrec_mrdib.schema import Settings
 
 
 class SOILSettings(MGCNSettings):
@@ -44,7 +43,8 @@ class SOIL(MGCN):
     looked up by the item's id (`reference_block`).
     """
 
-    settings_class: ClassVar[type[Settings]] = SOILSettings
+    settings_class: ClassVar[type[MGCNSettings]] = SOILSettings
+    settings: SOILSettings
 
     def graphs(self, dataset: Any) -> tuple[SparseMatrix, SparseMatrix, dict[str, SparseMatrix]]:
         if len(self.modalities) < 2:

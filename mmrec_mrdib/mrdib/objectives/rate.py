@@ -34,4 +34,7 @@ def rate(mean: Tensor, log_var: Tensor, present: Tensor | None = None) -> Tensor
         present: (R,) bool, the rows to average over; None: all.
     """
     per_item: Tensor = _KL.apply(mean, log_var)
-    return per_item.mean() if present is None else torch.dot(per_item, present / present.sum())
+    if present is None:
+        return per_item.mean()
+    weights = present.to(per_item.dtype)
+    return torch.dot(per_item, weights / weights.sum())
