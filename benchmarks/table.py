@@ -23,10 +23,10 @@ from mmrec_mrdib import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
-DATASETS = {
-    "lfm2k": ("lfm2k", "text,vggish"),
-    "lfm2k-3": ("lfm2k", "text,vggish,whisper"),
-    "ml-100k": ("ml-100k", "title,genre,kg"),
+TABLES = {  # name -> data set, modalities, epochs at most
+    "lfm2k": ("lfm2k", "text,vggish", 200),
+    "ml-100k": ("ml-100k", "title,genre,kg", 100),
+    "lfm2k-3": ("lfm2k", "text,vggish,whisper", 100),
 }
 METRICS = ("recall@5", "recall@20", "ndcg@5", "ndcg@20")
 
@@ -44,7 +44,7 @@ class Cell:
         return f"{self.model}{'+MRdIB' if self.plugged else ''}-{self.table}"
 
     def command(self, options: argparse.Namespace) -> list[str]:
-        dataset, modalities = DATASETS[self.table]
+        dataset, modalities, epochs = TABLES[self.table]
         command = [sys.executable, str(ROOT / "run_mrdib.py"), "--model", self.model, "--dataset", dataset]
         if dataset != "ml-100k":
             command += ["--data_path", options.data_path]
@@ -52,7 +52,7 @@ class Cell:
             command += [f"--modalities={modalities}"]
         if not self.plugged:
             command += ["--baseline"]
-        command += ["--seeds", options.seeds, f"--epochs={options.epochs}", "--resume", "--quiet"]
+        command += ["--seeds", options.seeds, f"--epochs={options.epochs or epochs}", "--resume", "--quiet"]
         return [*command, "--runs", str(options.runs / "runs"), "--output", str(self.output(options))]
 
     def output(self, options: argparse.Namespace) -> Path:
@@ -107,14 +107,14 @@ def write(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", help="the folder that holds lfm2k/")
-    parser.add_argument("--tables", type=lambda text: text.split(","), help=f"of {', '.join(DATASETS)}; default: all")
+    parser.add_argument("--tables", type=lambda text: text.split(","), help=f"of {', '.join(TABLES)}; default: all")
     parser.add_argument("--models", type=lambda text: text.split(","), help="default: all")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, help="at most; default: 200 for lfm2k, 100 for the others")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("benchmarks/results/table"), help="folder of results")
     options = parser.parse_args()
-    options.tables = options.tables or list(DATASETS if options.data_path else ["ml-100k"])
+    options.tables = options.tables or list(TABLES if options.data_path else ["ml-100k"])
     options.runs.mkdir(parents=True, exist_ok=True)
     todo, failed = list(cells(options)), 0
     with ThreadPoolExecutor(options.jobs) as pool:
