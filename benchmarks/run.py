@@ -30,6 +30,9 @@ import torch
 from mmrec_mrdib import registry
 from mmrec_mrdib.experiment.record import versions
 from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.graphs import segment_reduce
+from mmrec_mrdib.losses import info_nce
+from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.trainer import MRdIBTrainer
 
@@ -85,6 +88,43 @@ def evaluation_floor(splits, users: torch.Tensor, items: torch.Tensor, k: int) -
     return evaluate
 
 
+def products(splits, d: int = 64, layers: int = 2) -> dict[str, Callable[[], object]]:
+    """Forward and backward of a propagation over the user-item graph, in three ways."""
+    graph = MultimodalRecommender.interactions(splits.parts[0]).normalised("both").both_ways()
+    matrix, n = graph.matrix(), graph.shape[0]
+    coo = torch.sparse_coo_tensor(torch.stack([graph.rows, graph.cols]), graph.values, graph.shape).coalesce()
+    rows, cols = coo.indices()
+    x = torch.randn(n, d, requires_grad=True)
+
+    def run(product: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        y = x
+        for _ in range(layers):
+            y = product(y)
+        y.sum().backward()
+
+    return {
+        "COO torch.sparse.mm": lambda: run(lambda y: torch.sparse.mm(coo, y)),
+        "CSR, own backward": lambda: run(matrix),
+        "segment sums": lambda: run(lambda y: segment_reduce(y[cols] * coo.values()[:, None], rows, n, "sum")),
+    }
+
+
+def contrasts(splits, d: int = 64) -> dict[str, Callable[[], object]]:
+    """Forward and backward of InfoNCE over a batch's users: all pairs of the batch, and its distinct users."""
+    users = next(iter(splits.train))[splits.dataset.uid_field]
+    a, b = (torch.randn(splits.dataset.user_num, d, requires_grad=True) for _ in range(2))
+
+    def plain() -> None:
+        x, y = (torch.nn.functional.normalize(torch.nn.functional.embedding(users, t)) for t in (a, b))
+        logits = x @ y.T / 0.2
+        torch.nn.functional.cross_entropy(logits, torch.arange(len(users))).backward()
+
+    return {
+        "B x B cross entropy": plain,
+        "distinct with multiplicities": lambda: info_nce(a, b, users, users, 0.2).backward(),
+    }
+
+
 def alternate(sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, float]:
     """Median seconds of each side; the sides take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -126,7 +166,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     values = {k: getattr(options, k) for k in ("data_path", "modalities") if getattr(options, k)}
     ratios: dict[str, float] = {}
-    seconds: dict[str, dict[str, float]] = {"epoch": {}, "evaluation": {}}
+    seconds: dict[str, dict[str, float]] = {"epoch": {}, "evaluation": {}, "propagation": {}, "InfoNCE": {}}
 
     def compare(kind: str, sides: dict[str, Callable[[], object]], rounds: int) -> None:
         """The first side is what the others are measured against, each against the one before it."""
@@ -157,6 +197,8 @@ def main() -> int:
             floor = evaluation_floor(splits, table.users, table.items, max(plain.config["topk"]))
             evaluations = {"bare": floor} | evaluations
         compare("evaluation", evaluations, options.rounds * 2)
+    compare("propagation", products(splits), options.rounds * 2)
+    compare("InfoNCE", contrasts(splits), options.rounds * 2)
     graphs = graph_construction(options.graph_items, 4096) if options.graph_items else {}
     if graphs:
         limit = "met" if graphs["peak_gib"] < 2 else "MISSED"

@@ -190,12 +190,18 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: SparseMatrix, transposed: bool) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
-        return matrix.csr(transposed) @ x
+        with full_precision(x):
+            return matrix.csr(transposed) @ x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return ctx.matrix.csr(not ctx.transposed) @ grads[0], None, None
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A block without autocast (`enable_amp`), for kernels that have no half-precision form or lose too much by it."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def propagate_mean(matrix: SparseMatrix, x: Tensor, layers: int) -> Tensor:
@@ -340,12 +346,11 @@ def interest_graph(interactions: Edges, wanted: Edges, features: Tensor) -> Edge
     Negative cosines count as 0; zero entries are left out. Sparse counts, cosines in blocks of rows.
     """
     n_items = interactions.shape[1]
-    counts = (_unit(interactions).scipy().T.tocsr() @ wanted.scipy()).tocsr()
-    counts.sort_indices()
+    takers, interested = _unit(interactions).scipy().T.tocsr(), wanted.scipy()
     scale = _inverse_norms(features)
     rows, cols, values = [], [], []
     for block in _row_blocks(n_items, n_items):
-        part = counts[block].tocoo()
+        part = (takers[block] @ interested).tocoo()
         row, col = torch.from_numpy(part.row.astype(np.int64)), torch.from_numpy(part.col.astype(np.int64))
         value = _cosines(features, scale, block).clamp_(min=0)[row, col] * torch.from_numpy(part.data)
         keep = value > 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_mrdib.graphs import gather_rows
+from mmrec_mrdib.graphs import full_precision, gather_rows
 
 
 def bpr(positive: Tensor, negative: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -47,7 +47,8 @@ def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: floa
         positive = ((a * b).sum(1) * weights).sum()
     else:
         positive = (gather_rows(a, a_at) * gather_rows(b, b_at)).sum(1).mean()
-    partition: Tensor = _WeightedLogSumExp.apply(a, b, weights, b_counts.log(), 1 / temperature)
+    with full_precision(a):
+        partition: Tensor = _WeightedLogSumExp.apply(a, b, weights, b_counts.log(), 1 / temperature)
     return partition - positive / temperature
 
 

@@ -115,6 +115,25 @@ def test_mine_gradients_take_opposite_signs():
     assert no_push.abs().sum() == 0 and torch.equal(still_learns, grad_t)
 
 
+@pytest.mark.parametrize("shift", [1, 3, 6])
+def test_scores_and_their_gradient_are_the_networks(shift):
+    torch.manual_seed(0)
+    mine = MINE(2, 5, 0.1)
+    a, b = torch.randn(7, 2, requires_grad=True), torch.randn(7, 2, requires_grad=True)
+    leaves = (a, b, mine.first.weight, mine.first.bias, mine.last.weight)
+    torch.nn.init.normal_(mine.first.bias)
+
+    def network(x, y):
+        return mine.last(torch.relu(mine.first(torch.cat([x, y], 1)))).squeeze(1)
+
+    results = []
+    for joint, product in (mine.scores(a, b, shift), (network(a, b), network(a, b.roll(shift, 0)))):
+        loss = (joint * torch.arange(7)).sum() + product.square().sum()
+        results.append((joint, product, *torch.autograd.grad(loss, leaves)))
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
 def test_moving_average_corrects_the_gradient():
     torch.manual_seed(0)
     mine = MINE(1, 4, 0.25)

@@ -73,6 +73,19 @@ class ContractTests:
         still = [n for n, _ in model.named_parameters() if n not in grads or not grads[n].abs().sum() > 0]
         assert not still
 
+    def test_mixed_precision_is_close(self, tmp_path: Path, modalities: int) -> None:
+        model, splits = build(self.model + "+MRdIB", tmp_path, modalities)
+        model.train()
+        batch = next(iter(splits.train))
+        losses = []
+        for enabled in (False, True):
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss = model.calculate_loss(batch)
+            loss.backward()
+            losses.append(loss.item())
+        assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
     def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
         off = {
             "rate_weight": 0,

@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from mmrec_mrdib.graphs import full_precision
 from mmrec_mrdib.mrdib.estimators.base import Estimate, MIEstimator, random_shift, reverse_gradient
+
+
+class _Scores(torch.autograd.Function):
+    """MINE.scores with its closed-form gradient: two thirds of autograd's passes over memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, last: Tensor, shift: int
+    ) -> tuple[Tensor, Tensor]:
+        w_a, w_b = weight.split(a.shape[1], dim=1)
+        left, right = torch.addmm(bias, a, w_a.T), b @ w_b.T
+        joint = (left + right).relu_()
+        product = left  # (left + right rolled by shift), without a rolled copy
+        product[shift:] += right[:-shift]
+        product[:shift] += right[-shift:]
+        product.relu_()
+        ctx.save_for_backward(a, b, weight, last, joint, product)
+        ctx.shift = shift
+        return joint @ last, product @ last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]:
+        a, b, weight, last, joint, product = ctx.saved_tensors
+        w_a, w_b = weight.split(a.shape[1], dim=1)
+        relu_backward = torch.ops.aten.threshold_backward
+        of_joint = relu_backward(torch.outer(grads[0], last), joint, 0)
+        of_product = relu_backward(torch.outer(grads[1], last), product, 0)
+        left = of_joint + of_product
+        right = of_joint
+        right[: -ctx.shift] += of_product[ctx.shift :]
+        right[-ctx.shift :] += of_product[: ctx.shift]
+        of_weight = torch.cat([left.T @ a, right.T @ b], 1)
+        return left @ w_a, right @ w_b, of_weight, left.sum(0), joint.T @ grads[0] + product.T @ grads[1], None
 
 
 class MINE(MIEstimator):
@@ -41,12 +77,10 @@ class MINE(MIEstimator):
 
     def scores(self, a: Tensor, b: Tensor, shift: int) -> tuple[Tensor, Tensor]:
         """T on the joint pairs (a_r, b_r) and on the product pairs (a_r, b_{r - shift}), (R,) each."""
-        w_a, w_b = self.first.weight.split(a.shape[1], dim=1)
-        left = nn.functional.linear(a, w_a, self.first.bias)
-        right = nn.functional.linear(b, w_b)
-        joint = self.last(torch.relu(left + right))
-        product = self.last(torch.relu(left + right.roll(shift, 0)))
-        return joint.squeeze(1), product.squeeze(1)
+        with full_precision(a):
+            first, last = self.first, self.last.weight[0]
+            joint, product = _Scores.apply(a.float(), b.float(), first.weight, first.bias, last, shift)
+        return joint, product
 
     def forward(self, a: Tensor, b: Tensor, weight: float) -> Estimate:
         if len(a) < 2:  # no product sample exists
