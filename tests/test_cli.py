@@ -75,6 +75,14 @@ def test_bad_data_leaves_nothing_behind(toy, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_that_refuses_the_data_leaves_nothing_behind(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "SOIL", "--dataset", "toy", "--data_path", str(toy), "--modalities=a", *FAST]
+    assert cli.main(["train", *arguments]) == 2
+    assert "SOIL needs two modalities" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_ctrl_c_leaves_a_resumable_run_and_says_how_to_go_on(toy, tmp_path):
     arguments = ["--model", "VBPR", "--dataset", "toy", "--data_path", str(toy), "--baseline", *FAST]
     arguments += ["--epochs=100000", "--stopping_step=100000", "--checkpoint_interval=0"]

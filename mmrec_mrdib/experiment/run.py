@@ -142,6 +142,9 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     if resume and (folder / "result.json").is_file():
         logger.info("%s: complete already, its result is used", folder)
         return record.load_result(folder) | {"folder": str(folder)}
+    # Again, so that loading the data cannot move the initialisation. Before anything is written: a model may refuse the data.
+    init_seed(config["seed"], config["reproducibility"])
+    model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
     if not resume:
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,9 +156,6 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             splits.dataset.user_num - 1, splits.dataset.item_num - 1, *(len(p) for p in splits.parts),
             config["device"], torch.get_num_threads(),
         )  # fmt: skip
-        # Again, so that loading the data cannot move the initialisation.
-        init_seed(config["seed"], config["reproducibility"])
-        model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
         trainer = MRdIBTrainer(config, model, folder)
         if resume:
             _resume(trainer, folder / "last.pt", splits.train)
