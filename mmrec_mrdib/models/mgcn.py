@@ -39,7 +39,7 @@ class MGCNSettings(Settings):
 
 
 class Purifier(nn.Module):
-    """q = E_i * sigmoid(W z + b): the behaviour-guided purifier (eq. 2 of the paper)."""
+    """q = E_i * sigmoid(W z + b): the behaviour-guided purifier."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Purifier(nn.Module):
 
 
 class Fuser(nn.Module):
-    """sum_m softmax_m(v . tanh(W c^m + b)) c^m: what the modalities have in common (eq. 8 and 9)."""
+    """sum_m softmax_m(v . tanh(W c^m + b)) c^m: what the modalities have in common."""
 
     def __init__(self, d: int) -> None:
         super().__init__()

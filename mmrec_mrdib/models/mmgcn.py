@@ -27,7 +27,7 @@ class MMGCNSettings(Settings):
 
 
 class Layer(nn.Module):
-    """x <- lrelu([h ; x'] W_3), h = lrelu(Mean(x W_1)), x' = lrelu(x W_2) + E_id (eq. 1 to 6 of the paper)."""
+    """x <- lrelu([h ; x'] W_3), h = lrelu(Mean(x W_1)), x' = lrelu(x W_2) + E_id: aggregation and combination."""
 
     def __init__(self, d: int) -> None:
         super().__init__()

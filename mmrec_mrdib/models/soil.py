@@ -85,7 +85,10 @@ class SOIL(MGCN):
 
 
 def _by_user_sums(edges: Edges, dataset: Any) -> Edges:
-    """v_ui / sqrt(sum of user u * sum of the user whose original id is item i's): public code's normalisation."""
+    """v_ui / sqrt(sum of user u * sum of the user whose original id is item i's): public code's normalisation.
+
+    Edges to items whose id is no user's get no weight.
+    """
     sums = edges.sums("rows")
     user_of = {token: n for n, token in enumerate(dataset.field2id_token[dataset.uid_field])}
     twin = [user_of.get(token, 0) for token in dataset.field2id_token[dataset.iid_field]]
