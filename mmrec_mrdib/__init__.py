@@ -14,10 +14,16 @@ _API = {
     "Config": "mmrec_mrdib.config",  # parameters of a run
     "MultimodalDataset": "mmrec_mrdib.data.dataset",  # interactions and named modalities
     "MultimodalRecommender": "mmrec_mrdib.models.base",  # what a backbone inherits
-    "VBPR": "mmrec_mrdib.models.vbpr",
+    "VBPR": "mmrec_mrdib.models.vbpr",  # the backbones
+    "MMGCN": "mmrec_mrdib.models.mmgcn",
+    "DualGNN": "mmrec_mrdib.models.dualgnn",
+    "FREEDOM": "mmrec_mrdib.models.freedom",
+    "MGCN": "mmrec_mrdib.models.mgcn",
+    "SOIL": "mmrec_mrdib.models.soil",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
     "MRdIBTrainer": "mmrec_mrdib.trainer",
     "train": "mmrec_mrdib.experiment.run",  # one run: data, model, training, test, run folder
+    "load": "mmrec_mrdib.experiment.export",  # a trained run: .recommend(users, k), .embeddings()
     "load_result": "mmrec_mrdib.experiment.record",  # a run folder's result.json, checked
     "load_checkpoint": "mmrec_mrdib.experiment.record",  # tensors and plain values, never unpickled
 }

@@ -18,12 +18,21 @@ RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniinde
 PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
 
 
-def _by_user(users: Tensor, items: Tensor, n_users: int) -> tuple[Tensor, Tensor]:
+def by_user(users: Tensor, items: Tensor, n_users: int) -> tuple[Tensor, Tensor]:
     """(indptr (U+1,), items sorted by user): the rows of a sparse matrix."""
     order = torch.argsort(users, stable=True)
     indptr = torch.zeros(n_users + 1, dtype=torch.long, device=users.device)
     torch.cumsum(torch.bincount(users, minlength=n_users), 0, out=indptr[1:])
     return indptr, items[order]
+
+
+def cells(users: Tensor, indptr: Tensor, items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """Flat positions row * I + item, in a (B, I) score matrix of these users, of the items that `by_user` lists for them;
+    and how many they are for each user (B,)."""
+    counts = indptr[users + 1] - indptr[users]
+    row = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
+    start = torch.repeat_interleave(indptr[users] - torch.cumsum(counts, 0) + counts, counts)
+    return row * n_items + items[start + torch.arange(len(row), device=users.device)], counts
 
 
 @dataclass(frozen=True)
@@ -60,22 +69,15 @@ class RankingSplit:
         self.n_items = n_items
         self.users = torch.unique(users)
         per_block = max(scores_in_memory // n_items, 1)
-        relevant = _by_user(users, items, n_users)
+        relevant = by_user(users, items, n_users)
         pad = torch.arange(n_users, device=users.device)  # item 0 is padding: never ranked
         mask_users = torch.cat([pad, *(u for u, _ in masks)])
         mask_items = torch.cat([torch.zeros_like(pad), *(i for _, i in masks)])
-        masked = _by_user(mask_users, mask_items, n_users)
+        masked = by_user(mask_users, mask_items, n_users)
         self.blocks: list[Block] = []
         for part in self.users.split(per_block):
-            cells, counts = self._cells(part, *relevant)
-            self.blocks.append(Block(part, self._cells(part, *masked)[0], cells, counts))
-
-    def _cells(self, users: Tensor, indptr: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        counts = indptr[users + 1] - indptr[users]
-        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
-        start = torch.repeat_interleave(indptr[users] - torch.cumsum(counts, 0) + counts, counts)
-        picked = items[start + torch.arange(len(row), device=users.device)]
-        return row * self.n_items + picked, counts
+            hits, counts = cells(part, *relevant, n_items)
+            self.blocks.append(Block(part, cells(part, *masked, n_items)[0], hits, counts))
 
     def __len__(self) -> int:
         return len(self.blocks)

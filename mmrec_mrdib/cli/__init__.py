@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from mmrec_mrdib import __version__
 from mmrec_mrdib.errors import MRdIBError
 
-COMMANDS = {"train": "train a model, with or without MRdIB, or both side by side"}
+COMMANDS = {
+    "train": "train a model, with or without MRdIB, or both side by side",
+    "recommend": "top-K lists of a trained model, in original ids",
+    "export": "user, item and per-modality embeddings of a trained model, with ids",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,71 @@
+"""`mmrec-mrdib recommend`: top-K lists of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrec_mrdib.errors import ConfigError, DataError, listed
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="mmrec-mrdib recommend",
+        description="Write the items of highest score for each user, in original ids, with scores.",
+        epilog="examples:\n"
+        "  mmrec-mrdib recommend runs/MGCN+MRdIB-baby-1-0a1b2c3d --top 20 --output recs.csv\n"
+        "  mmrec-mrdib recommend RUN --users users.txt --exclude-seen --output recs.jsonl\n\n"
+        "exit codes: 0 done; 1 some users are unknown (told on stderr), the others are written; 2 a mistake to mend",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("run", type=Path, metavar="RUN", help="folder of a complete run")
+    out.add_argument(
+        "--users", type=Path, metavar="FILE", help="original user ids, one a line; default: all trained on"
+    )
+    out.add_argument("--top", type=int, default=20, metavar="K", help="items a user (default 20)")
+    out.add_argument("--exclude-seen", action="store_true", help="leave out items the user has in any split")
+    out.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="name that ends in .csv, .jsonl or .parquet"
+    )
+    out.add_argument("--data_path", type=Path, metavar="DIR", help="where the data set is now, if it was moved")
+    return out
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    check_output_folder(options.output)
+    wanted = None if options.users is None else read_users(options.users)
+
+    from mmrec_mrdib.experiment.export import load, write_recommendations
+
+    trained = load(options.run, options.data_path)
+    known, unknown = trained.split_users(trained.users[trained.trained_users] if wanted is None else wanted)
+    rows = write_recommendations(trained.blocks(known, options.top, options.exclude_seen), options.output)
+    print(f"{options.output}: {rows} rows, {len(known)} users", file=sys.stderr)
+    if unknown:
+        print(f"{len(unknown)} users unknown or without training interactions: {listed(unknown)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_users(path: Path) -> list[str]:
+    """Ids, one a line; blank lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--users={path}: cannot be read ({error}); expected a text file with one user id a line"
+        ) from error
+    users = [line.strip() for line in lines if line.strip()]
+    if not users:
+        raise DataError(f"--users={path}: no user ids in it; expected one a line")
+    return users
+
+
+def check_output_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--output={path}: the folder {path.absolute().parent} does not exist")

@@ -1,0 +1,274 @@
+"""A trained run, taken from its folder: recommendations and embeddings in original ids."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from mmrec_mrdib import paths, registry
+from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
+from mmrec_mrdib.evaluation import by_user, cells
+from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.models.base import MultimodalRecommender
+from mmrec_mrdib.mrdib.plugin import MRdIB
+
+logger = logging.getLogger(__name__)
+_SCORES = 1 << 24  # user-item scores in memory at a time: 64 MB
+# What a Config derives, or what belongs to the machine: not handed on to the Config that is made again.
+_DERIVED = (
+    "MODEL_TYPE",
+    "MODEL_INPUT_TYPE",
+    "eval_type",
+    "model",
+    "dataset",
+    "backbone",
+    "seed",
+    "device",
+    "local_rank",
+)
+_ELSEWHERE = ("data_path", "checkpoint_dir", "gpu_id", "use_gpu", "show_progress", "single_spec")
+
+
+class Trained:
+    """A model with the weights of its run's best epoch, and the data it was trained on.
+
+    Attributes:
+        result: the content of result.json.
+        model: in evaluation mode.
+        dataset: the data set; `users` and `items` are original ids by internal id, '[PAD]' first.
+    """
+
+    def __init__(self, result: dict[str, Any], model: Any, splits: Any) -> None:
+        self.result, self.model, self.dataset = result, model.eval(), splits.dataset
+        uid, iid = self.dataset.uid_field, self.dataset.iid_field
+        self.users: np.ndarray = np.asarray(self.dataset.field2id_token[uid]).astype(str)
+        self.items: np.ndarray = np.asarray(self.dataset.field2id_token[iid]).astype(str)
+        self._id_of = {token: n for n, token in enumerate(self.users)}
+        parts = [(part.inter_feat[uid], part.inter_feat[iid]) for part in splits.parts]
+        self.trained_users = np.zeros(len(self.users), dtype=bool)
+        self.trained_users[parts[0][0].numpy()] = True
+        self._seen = [(users.to(model.device), items.to(model.device)) for users, items in parts]
+
+    def split_users(self, users: Iterable[str]) -> tuple[list[str], list[str]]:
+        """(those the model was trained on, the others), in the order given, each once."""
+        distinct = list(dict.fromkeys(map(str, users)))
+        known = [u for u in distinct if self.trained_users[self._id_of.get(u, 0)]]
+        return known, [u for u in distinct if not self.trained_users[self._id_of.get(u, 0)]]
+
+    def recommend(self, users: Iterable[str] | None = None, k: int = 20, exclude_seen: bool = True) -> pd.DataFrame:
+        """The k items of highest score for each user: columns user, rank (from 1), item, score; original ids.
+
+        Args:
+            users: original ids, each once; none: all that were trained on.
+            exclude_seen: leave out items that the user has in any split.
+
+        Raises:
+            DataError: a user is not known or had no training interaction.
+        """
+        return pd.concat(list(self.blocks(users, k, exclude_seen)), ignore_index=True)
+
+    @torch.no_grad()
+    def blocks(
+        self, users: Iterable[str] | None = None, k: int = 20, exclude_seen: bool = True
+    ) -> Iterator[pd.DataFrame]:
+        """`recommend` piece by piece, in bounded memory."""
+        if k < 1:
+            raise ConfigError(f"--top={k}: expected 1 or more")
+        known, unknown = self.split_users(self.users[self.trained_users] if users is None else users)
+        if unknown:
+            raise DataError(f"{len(unknown)} users are unknown or had no training interaction ({listed(unknown)})")
+        ids = torch.tensor([self._id_of[u] for u in known], dtype=torch.long, device=self.model.device)
+        n_items = len(self.items)
+        # Item 0 is padding: nobody's.
+        everyone = torch.arange(len(self.users), device=ids.device)
+        left_out = [(everyone, torch.zeros_like(everyone)), *(self._seen if exclude_seen else [])]
+        users_of, items_of = (torch.cat(columns) for columns in zip(*left_out, strict=True))
+        listed_by_user = by_user(users_of, items_of, len(self.users))
+        for part in ids.split(max(_SCORES // n_items, 1)):
+            request = Interaction({self.dataset.uid_field: part})
+            scores = self.model.full_sort_predict(request).view(len(part), n_items).float()
+            scores.view(-1)[cells(part, *listed_by_user, n_items)[0]] = -torch.inf
+            best = torch.topk(scores, min(k, n_items - 1), dim=1)
+            values, items = best.values.cpu().numpy(), best.indices.cpu().numpy()
+            row, place = np.nonzero(np.isfinite(values))  # fewer than k items may be left
+            yield pd.DataFrame(
+                {
+                    "user": self.users[part.cpu().numpy()[row]],
+                    "rank": place + 1,
+                    "item": self.items[items[row, place]],
+                    "score": values[row, place],
+                }
+            )
+
+    @torch.no_grad()
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """Arrays by name: `users` and `items` (what scores are inner products of), `item_<modality>` (means of z^m) and
+        `user_<modality>` (the user's view through a modality, where the model has one); one row an id, padding left out.
+
+        Raises:
+            ConfigError: the model is one of RecBole's, whose embeddings have no common form.
+        """
+        if not isinstance(self.model, MultimodalRecommender):
+            raise ConfigError(f"{self.result['model']}: only multimodal models have embeddings to export")
+        emb, enc = self.model.evaluation_embeddings(), self.model.encode_items()
+        tables: dict[str, Tensor] = {"users": emb.users, "items": emb.items}
+        tables |= {f"item_{m}": mean for m, mean in enc.mean.items()}
+        tables |= {f"user_{m}": view for m, view in emb.user_views.items()}
+        if isinstance(self.model, MRdIB):
+            tables |= {f"user_{m}": view for m, view in self.model.own_views.items()}
+        return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
+
+
+def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
+    """The model of a complete run folder.
+
+    Args:
+        folder: a run folder (`runs/...`).
+        data_path: where the data set's folder is now, if not where it was at training.
+
+    Raises:
+        DataError: the run is not complete, or its data set is gone or has changed.
+        CheckpointError: best.pt is missing, damaged or would have to be unpickled.
+    """
+    folder = Path(folder)
+    result = record.load_result(folder)
+    config = _config(result, data_path)
+    splits = prepare(config)
+    fingerprint = splits.dataset.fingerprint(splits.parts)
+    if fingerprint != result["data"]["fingerprint"]:
+        raise DataError(
+            f"{config['data_path']}: not the data that {folder} was trained on (fingerprint {fingerprint}, then "
+            f"{result['data']['fingerprint']}); restore it, say where it is with --data_path, or train again"
+        )
+    model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
+    state = record.load_checkpoint(folder / "best.pt")
+    try:
+        model.load_state_dict(state["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / 'best.pt'}: belongs to another model ({str(error).splitlines()[0]})"
+        ) from error
+    return Trained(result, model, splits)
+
+
+def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
+    """The Config of a run, from its record."""
+    values = result["config"]
+    root = Path(data_path) if data_path is not None else Path(values["data_path"]).parent
+    fresh = make_config(result["model"], result["dataset"], result["seed"], values={"data_path": str(root)})
+    leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
+    changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
+    # Text is read as YAML: quoted, it stays text.
+    overrides = {k: json.dumps(v) if isinstance(v, str) else v for k, v in changed.items()}
+    return make_config(result["model"], result["dataset"], result["seed"], values=overrides | {"data_path": str(root)})
+
+
+# Writing.
+
+FORMATS = ("csv", "jsonl", "parquet")
+
+
+def write_recommendations(blocks: Iterable[pd.DataFrame], path: Path) -> int:
+    """Write blocks as they come, by the file's ending: csv, jsonl (one user a line) or parquet. The file appears when it is
+    complete. Returns the number of rows.
+
+    Raises:
+        ConfigError: another ending, or parquet without pyarrow.
+    """
+    kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ConfigError(f"--output={path}: expected a name that ends in {', '.join('.' + f for f in FORMATS)}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    rows = 0
+    try:
+        with ExitStack() as stack:
+            write = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](temporary, stack)
+            for block in blocks:
+                write(block)
+                rows += len(block)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+_Write = Callable[[pd.DataFrame], None]
+
+
+def _csv(path: Path, stack: ExitStack) -> _Write:
+    file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+    csv.writer(file, lineterminator="\n").writerow(["user", "rank", "item", "score"])
+    return lambda block: block.to_csv(file, header=False, index=False, lineterminator="\n")
+
+
+def _jsonl(path: Path, stack: ExitStack) -> _Write:
+    file: IO[str] = stack.enter_context(path.open("w", encoding="utf-8"))
+
+    def write(block: pd.DataFrame) -> None:
+        for user, rows in block.groupby("user", sort=False):
+            line = {"user": user, "items": rows["item"].tolist(), "scores": rows["score"].astype(float).tolist()}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    return write
+
+
+def _parquet(path: Path, stack: ExitStack) -> _Write:
+    arrow, parquet = _pyarrow()
+    writer: Any = None
+
+    def write(block: pd.DataFrame) -> None:
+        nonlocal writer
+        table = arrow.Table.from_pandas(block.astype({"user": str, "item": str}), preserve_index=False)
+        if writer is None:
+            opened: AbstractContextManager[Any] = parquet.ParquetWriter(path, table.schema)
+            writer = stack.enter_context(opened)
+        writer.write_table(table)
+
+    return write
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("parquet needs pyarrow: pip install 'mmrec-mrdib[parquet]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def write_embeddings(trained: Trained, path: Path) -> list[str]:
+    """Write all embeddings with their ids: one .npz, or a folder of parquet files (columns id, vector) for any other name.
+
+    Returns the names of the arrays. In the npz, `user_ids` and `item_ids` hold the original ids of the rows.
+    """
+    arrays = trained.embeddings()
+    user_ids, item_ids = trained.users[1:], trained.items[1:]
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, user_ids=user_ids, item_ids=item_ids, **arrays)  # type: ignore[arg-type]
+        paths.write_atomically(path, buffer.getbuffer())
+        return list(arrays)
+    if path.suffix:
+        raise ConfigError(f"--output={path}: expected a name that ends in .npz, or a folder for parquet files")
+    arrow, parquet = _pyarrow()
+    path.mkdir(parents=True, exist_ok=True)
+    for name, table in arrays.items():
+        ids = user_ids if name.startswith("user") else item_ids
+        vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(table.ravel()), table.shape[1])
+        temporary = path / f".{name}.tmp"
+        parquet.write_table(arrow.table({"id": arrow.array(ids.tolist()), "vector": vectors}), temporary)
+        temporary.replace(path / f"{name}.parquet")
+    return list(arrays)

@@ -1,0 +1,174 @@
+"""Recommendations and embeddings taken from a run folder."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from mmrec_mrdib import cli, load, train
+from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError
+from mmrec_mrdib.experiment import export
+
+VALUES = {"epochs": 2, "topk": [5], "valid_metric": "Recall@5", "embedding_size": 8, "train_batch_size": 64}
+
+
+@pytest.fixture
+def fitted(toy, tmp_path):
+    def call(model="VBPR+MRdIB", **values):
+        values = VALUES | {"data_path": str(toy), "modalities": "a,b"} | values
+        return train(model, "toy", 3, values=values, runs=tmp_path / "runs")["folder"]
+
+    return call
+
+
+def history(toy):
+    rows = [line.split("\t") for line in (toy / "toy" / "toy.inter").read_text().splitlines()[1:]]
+    return {(user, item) for user, item, *_ in rows}, {(u, i) for u, i, _, label in rows if label == "0"}
+
+
+@pytest.mark.parametrize("model", ["VBPR+MRdIB", "MGCN", "FREEDOM+MRdIB", "BPR"])
+def test_lists_are_the_scores_sorted(fitted, toy, model):
+    trained = load(fitted(model))
+    seen, _ = history(toy)
+    request = Interaction({"user_id": torch.arange(1, 41)})
+    scores = trained.model.full_sort_predict(request).view(40, 31).detach()
+    for exclude in (False, True):
+        lists = trained.recommend(k=4, exclude_seen=exclude)
+        assert lists.columns.tolist() == ["user", "rank", "item", "score"] and len(lists) == 160
+        for row, (user, mine) in enumerate(lists.groupby("user", sort=False), 1):
+            assert user == trained.users[row] and mine["rank"].tolist() == [1, 2, 3, 4]
+            left = [i for i in range(1, 31) if not exclude or (user, trained.items[i]) not in seen]
+            best = sorted(left, key=lambda i, row=row: -scores[row - 1, i])[:4]
+            assert mine["item"].tolist() == trained.items[best].tolist()
+            assert mine["score"].tolist() == pytest.approx(scores[row - 1, best].tolist(), abs=1e-6)
+
+
+def test_the_weights_are_those_of_the_best_epoch(fitted):
+    folder = fitted()
+    trained = load(folder)
+    state = torch.load(f"{folder}/best.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(state[n], p) for n, p in trained.model.state_dict().items())
+    assert not trained.model.training and trained.result["model"] == "VBPR+MRdIB"
+
+
+def test_in_blocks_and_with_fewer_items_than_asked_for(fitted, toy, monkeypatch):
+    trained = load(fitted())
+    whole = trained.recommend(k=100)
+    seen, _ = history(toy)
+    assert len(whole) == 40 * 30 - len(seen)  # everything that is left, and no padding
+    assert "[PAD]" not in set(whole["item"])
+    monkeypatch.setattr(export, "_SCORES", 31 * 7)
+    pieces = list(trained.blocks(k=100))
+    assert len(pieces) == 6
+    pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), whole)
+
+
+def test_unknown_users(fitted):
+    trained = load(fitted())
+    assert trained.split_users(["7", "nobody", "7", "[PAD]", 3]) == (["7", "3"], ["nobody", "[PAD]"])
+    with pytest.raises(DataError, match=r"1 users are unknown.*nobody"):
+        trained.recommend(["7", "nobody"])
+    with pytest.raises(ConfigError, match="--top=0"):
+        trained.recommend(["7"], k=0)
+
+
+@pytest.mark.parametrize("model", ["VBPR+MRdIB", "MMGCN+MRdIB", "SOIL"])
+def test_embeddings_make_the_scores(fitted, tmp_path, model):
+    trained = load(fitted(model))
+    names = export.write_embeddings(trained, tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    assert set(arrays) == {*names, "user_ids", "item_ids"} and {"item_a", "item_b", "user_a", "user_b"} <= set(names)
+    scores = pd.DataFrame(arrays["users"] @ arrays["items"].T, arrays["user_ids"], arrays["item_ids"])
+    for row in trained.recommend(["5", "9"], k=3).itertuples():
+        assert scores.loc[row.user, row.item] == pytest.approx(row.score, abs=1e-5)
+    assert len(arrays["item_a"]) == 30 and len(arrays["user_a"]) == 40
+
+
+def test_a_recbole_model_has_no_embeddings_to_export(fitted):
+    with pytest.raises(ConfigError, match="BPR: only multimodal models"):
+        load(fitted("BPR")).embeddings()
+
+
+def test_what_cannot_be_loaded(fitted, toy, tmp_path):
+    folder = fitted()
+    with pytest.raises(DataError, match="no such result"):
+        load(tmp_path)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (toy / "toy").rename(moved / "toy")
+    with pytest.raises(DataError, match="no data set 'toy'"):
+        load(folder)
+    assert len(load(folder, moved).recommend(["1"], 3)) == 3
+    lines = (moved / "toy" / "toy.inter").read_text().splitlines()
+    (moved / "toy" / "toy.inter").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(DataError, match="not the data that"):
+        load(folder, moved)
+    (moved / "toy" / "toy.inter").write_text("\n".join(lines) + "\n")
+    torch.save({"state_dict": {"users": torch.zeros(1)}}, f"{folder}/best.pt")
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        load(folder, moved)
+
+
+def test_parameters_of_the_run_are_those_of_the_model(fitted):
+    trained = load(fitted("FREEDOM", modality_weights={"a": 0.25, "b": 0.75}, knn_k=4, edge_dropout=0.5))
+    assert trained.model.edge_dropout == 0.5 and trained.model.modalities == ("a", "b")
+
+
+def read(path):
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return [(r["user"], r["item"], float(r["score"])) for r in csv.DictReader(file)]
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(x["user"], i, s) for x in lines for i, s in zip(x["items"], x["scores"], strict=True)]
+    return [(r.user, r.item, r.score) for r in pd.read_parquet(path).itertuples()]
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_recommend_command(fitted, tmp_path, capsys, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    folder, out = fitted(), tmp_path / f"recs.{kind}"
+    (tmp_path / "users.txt").write_text("4\n\n12\nnobody\n")
+    arguments = ["recommend", folder, "--users", str(tmp_path / "users.txt"), "--top", "3", "--output", str(out)]
+    assert cli.main([*arguments, "--exclude-seen"]) == 1
+    error = capsys.readouterr().err
+    assert "1 users unknown" in error and "nobody" in error
+    truth = load(folder).recommend(["4", "12"], 3)
+    assert read(out) == [(r.user, r.item, pytest.approx(r.score)) for r in truth.itertuples()]
+    assert cli.main(["recommend", folder, "--output", str(out)]) == 0
+    assert len(read(out)) == 40 * 20 and {p.name for p in tmp_path.glob("*recs*")} == {out.name}
+
+
+def test_export_command(fitted, tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    folder = fitted()
+    assert cli.main(["export", folder, "--output", str(tmp_path / "e")]) == 0
+    table = pd.read_parquet(tmp_path / "e" / "items.parquet")
+    arrays = load(folder).embeddings()
+    np.testing.assert_array_equal(np.stack(table["vector"]), arrays["items"])
+    assert {p.stem for p in (tmp_path / "e").iterdir()} == set(arrays)
+
+
+def test_mistakes(fitted, tmp_path, capsys):
+    folder = fitted()
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    for arguments, message in (
+        (["recommend", folder, "--output", str(tmp_path / "recs.xml")], "ends in .csv, .jsonl, .parquet"),
+        (["recommend", folder, "--output", str(tmp_path / "no" / "r.csv")], "does not exist"),
+        (["recommend", str(tmp_path / "no"), "--output", str(tmp_path / "r.csv")], "no such result"),
+        (["recommend", folder, "--users", str(empty), "--output", str(tmp_path / "r.csv")], "no user ids"),
+        (["recommend", folder, "--users", str(tmp_path / "x"), "--output", str(tmp_path / "r.csv")], "cannot be read"),
+        (["recommend", folder, "--top", "0", "--output", str(tmp_path / "r.csv")], "--top=0"),
+        (["export", folder, "--output", str(tmp_path / "e.csv")], "ends in .npz"),
+    ):
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and message in error and "\n" not in error
+    assert not list(tmp_path.glob("*r.csv*")) and not (tmp_path / "no").exists()
