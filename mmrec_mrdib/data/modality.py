@@ -68,6 +68,30 @@ def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> Fea
     Raises:
         DataError: not a 2-d array of real numbers, pickled objects inside, wrong number of rows, repeated ids.
     """
+    rows = open_rows(path)
+    if ids is not None:
+        tokens = _read_ids(ids, len(rows), path)
+    elif n_ids is None:
+        raise DataError(
+            f"{path}: whose features are these? Expected {path.name.removesuffix(SUFFIX)}_ids.txt beside it, with the "
+            "item id of each row, one a line (only in the MMRec layout row numbers are item ids)"
+        )
+    elif len(rows) != n_ids:
+        raise DataError(
+            f"{path}: {len(rows)} rows, but the interactions name items 0 to {n_ids - 1}, so {n_ids} rows are expected; "
+            f"row r must belong to item id r (or name each row's item in {path.name.removesuffix(SUFFIX)}_ids.txt)"
+        )
+    else:
+        tokens = [str(r) for r in range(n_ids)]
+    return FeatureFile(name, path, rows, {token: row for row, token in enumerate(tokens)})
+
+
+def open_rows(path: Path) -> np.ndarray:
+    """The (R, D) matrix of a feature file as a memory map.
+
+    Raises:
+        DataError: not a 2-d array of real numbers, or pickled objects inside.
+    """
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -86,21 +110,7 @@ def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> Fea
         raise DataError(
             f"{path}: found shape {shape}, dtype {getattr(rows, 'dtype', '?')}; expected (items, dimensions) of numbers"
         )
-    if ids is not None:
-        tokens = _read_ids(ids, len(rows), path)
-    elif n_ids is None:
-        raise DataError(
-            f"{path}: whose features are these? Expected {path.name.removesuffix(SUFFIX)}_ids.txt beside it, with the "
-            "item id of each row, one a line (only in the MMRec layout row numbers are item ids)"
-        )
-    elif len(rows) != n_ids:
-        raise DataError(
-            f"{path}: {len(rows)} rows, but the interactions name items 0 to {n_ids - 1}, so {n_ids} rows are expected; "
-            f"row r must belong to item id r (or name each row's item in {path.name.removesuffix(SUFFIX)}_ids.txt)"
-        )
-    else:
-        tokens = [str(r) for r in range(n_ids)]
-    return FeatureFile(name, path, rows, {token: row for row, token in enumerate(tokens)})
+    return rows
 
 
 def _read_ids(ids: Path, n_rows: int, path: Path) -> list[str]:
