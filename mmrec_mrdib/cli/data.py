@@ -4,32 +4,129 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.errors import ConfigError, DataError
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(prog="mmrec-mrdib data", description="Look at a data set.")
-    commands = out.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    raw = argparse.RawDescriptionHelpFormatter
+    out = argparse.ArgumentParser(prog="mmrec-mrdib data", description="Look at a data set, or make one.")
+    commands = out.add_subparsers(metavar="COMMAND", required=True)
     check = commands.add_parser(
         "check",
         help="all that the loader would refuse or repair, and statistics",
         description="List everything in a data set's folder that the loader would refuse (error) or repair, what looks odd "
         "(warning), and statistics. Nothing is changed.",
         epilog="example:\n  mmrec-mrdib data check datasets/baby\n\nexit codes: 0 usable; 1 there are errors; 2 no such folder",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=raw,
     )
     check.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds <its name>.inter")
     check.add_argument("--json", action="store_true", help="print one JSON object instead")
+    check.set_defaults(run=_check)
+    prepare = commands.add_parser("prepare", help="make a data set's folder from raw files")
+    sources = prepare.add_subparsers(metavar="SOURCE", required=True)
+    _amazon_parser(sources, raw)
+    _csv_parser(sources, raw)
+    mmrec = sources.add_parser(
+        "mmrec",
+        help="an MMRec folder: checked, and turned into RecBole's atomic files",
+        description="Check an MMRec folder; with --output, write it as RecBole's atomic files (benchmark split, features with ids).",
+        epilog="example:\n  mmrec-mrdib data prepare mmrec datasets/baby --output datasets/baby-atomic",
+        formatter_class=raw,
+    )
+    mmrec.add_argument("folder", type=Path, metavar="DIR")
+    mmrec.add_argument("--output", type=Path, metavar="DIR", help="folder to make; its name is the data set's")
+    mmrec.set_defaults(run=_mmrec)
+    recbole = sources.add_parser(
+        "recbole",
+        help="RecBole's atomic files, turned into an MMRec folder",
+        description="Turn RecBole's atomic files into an MMRec folder. A benchmark split is kept as it is; one .inter file is "
+        "filtered and split as the options say.",
+        epilog="example:\n  mmrec-mrdib data prepare recbole datasets/ml-1m --output datasets/ml-1m-mmrec --core 10",
+        formatter_class=raw,
+    )
+    recbole.add_argument("folder", type=Path, metavar="DIR")
+    _common(recbole)
+    recbole.set_defaults(run=_recbole)
     return out
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder to make; its name is the data set's"
+    )
+    parser.add_argument(
+        "--core", type=int, default=5, metavar="K", help="keep users and items with K interactions (default 5)"
+    )
+    parser.add_argument(
+        "--order", choices=("random", "time"), default="random", help="which of a user's are test: default random"
+    )
+    parser.add_argument(
+        "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test of each user (default 8:1:1)"
+    )
+    parser.add_argument("--seed", type=int, default=2020, help="of the random split (default 2020)")
+    parser.add_argument(
+        "--max-bad", type=int, default=10, metavar="N", help="broken lines that may be skipped (default 10)"
+    )
+
+
+def _amazon_parser(sources: Any, raw: Any) -> None:
+    amazon = sources.add_parser(
+        "amazon",
+        help="Amazon's reviews of 2014, 2018 or 2023",
+        description="Amazon's reviews and metadata (JSON lines, plain or .gz), and 2014's image features, as an MMRec folder.\n"
+        "The metadata's texts go to items.jsonl.",
+        epilog="example:\n  mmrec-mrdib data prepare amazon --reviews reviews_Baby.json.gz --meta meta_Baby.json.gz \\\n"
+        "      --images image_features_Baby.b --output datasets/baby",
+        formatter_class=raw,
+    )
+    amazon.add_argument("--reviews", type=Path, nargs="+", required=True, metavar="FILE")
+    amazon.add_argument("--meta", type=Path, metavar="FILE", help="metadata, for the items' texts")
+    amazon.add_argument("--images", type=Path, metavar="FILE.b", help="2014's binary image features (4096 dimensions)")
+    _common(amazon)
+    amazon.set_defaults(run=_amazon)
+
+
+def _csv_parser(sources: Any, raw: Any) -> None:
+    csv = sources.add_parser(
+        "csv",
+        help="any table, CSV or Parquet, by the names of its columns",
+        description="A table of interactions and tables of features (CSV or Parquet) as an MMRec folder.",
+        epilog="example:\n  mmrec-mrdib data prepare csv --interactions visits.csv --user patient --item drug --time date \\\n"
+        "      --features text=drug_texts.csv --features image=drug_images.parquet --output datasets/clinic",
+        formatter_class=raw,
+    )
+    csv.add_argument("--interactions", type=Path, required=True, metavar="FILE")
+    csv.add_argument("--user", required=True, metavar="COLUMN")
+    csv.add_argument("--item", required=True, metavar="COLUMN")
+    csv.add_argument("--rating", metavar="COLUMN")
+    csv.add_argument("--min-rating", type=float, metavar="X", help="leave out interactions rated below X")
+    csv.add_argument("--time", metavar="COLUMN", help="numbers or ISO dates")
+    csv.add_argument("--separator", default=",", help="of CSV files (default ','; write $'\\t' for tabs)")
+    csv.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a modality: one row an item, all columns numbers",
+    )
+    csv.add_argument("--feature-id", metavar="COLUMN", help="item ids in the feature files (default: as --item)")
+    _common(csv)
+    csv.set_defaults(run=_csv)
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+def _check(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise DataError(f"{options.folder}: no such folder")
 
@@ -38,16 +135,15 @@ def main(arguments: Sequence[str]) -> int:
     report = check(options.folder)
     if options.json:
         print(json.dumps(report.plain(), indent=1))
-    else:
-        for finding in report.findings:
-            print(finding)
-        if report.findings:
-            print()
-        _show(report.statistics)
-        errors = sum(f.level == "error" for f in report.findings)
-        layout = f"{report.layout} layout" if report.layout != "none" else "no interactions"
-        print(f"{layout}; {f'{errors} errors: not usable' if errors else 'usable'}")
-    sys.stdout.flush()
+        return 0 if report.usable else 1
+    for finding in report.findings:
+        print(finding)
+    if report.findings:
+        print()
+    _show(report.statistics)
+    errors = sum(f.level == "error" for f in report.findings)
+    layout = f"{report.layout} layout" if report.layout != "none" else "no interactions"
+    print(f"{layout}; {f'{errors} errors: not usable' if errors else 'usable'}")
     return 0 if report.usable else 1
 
 
@@ -65,3 +161,137 @@ def _show(values: dict[str, Any], indent: str = "") -> None:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, float, float], int]:
+    """core, order, ratios and seed; checked, with the target, before any work."""
+    from mmrec_mrdib.data.prepare import check_target
+
+    check_target(options.output)
+    parts = options.ratios.split(":")
+    try:
+        ratios = tuple(float(p) for p in parts)
+    except ValueError:
+        ratios = ()
+    if len(ratios) != 3 or min(ratios) < 0 or not 0 < ratios[0] < float("inf") or sum(ratios) == float("inf"):
+        raise ConfigError(f"--ratios={options.ratios}: expected three numbers such as 8:1:1, the first above 0")
+    if options.core < 1 or options.max_bad < 0 or options.seed < 0:
+        raise ConfigError("--core must be 1 or more, --max-bad and --seed 0 or more")
+    return options.core, options.order, (ratios[0], ratios[1], ratios[2]), options.seed
+
+
+def _amazon(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.data import prepare
+    from mmrec_mrdib.data.sources import amazon
+
+    how = _split_options(options)
+    show = sys.stderr.isatty()
+    collector = prepare.Collector()
+    skipped = sum(amazon.read_reviews(path, collector, options.max_bad, show) for path in options.reviews)
+    table, labels = prepare.finish(collector.table(), *how)
+    raw = len(collector)
+    del collector
+    items = table.item_tokens.tolist()
+    notes: list[str] = []
+    extra: list[Callable[[Path], None]] = []
+    if options.meta is not None:
+
+        def metadata(folder: Path) -> None:
+            found, bad = amazon.write_metadata(options.meta, items, folder / "items.jsonl", options.max_bad, show)
+            notes.append(f"metadata of {found} of {len(items)} items in items.jsonl, {bad} lines skipped")
+
+        extra.append(metadata)
+    if options.images is not None:
+
+        def images(folder: Path) -> None:
+            features = amazon.read_images(options.images, items, folder, show)
+            prepare.feature_writer("image", features, items)(folder)
+            (folder / ".images.npy").unlink()
+            notes.append(_lacking("image", len(features.row_of), len(items)))
+
+        extra.append(images)
+    prepare.write_mmrec(options.output, table, labels, extra)
+    return _done(options.output, raw, skipped, table, labels, notes)
+
+
+def _csv(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.data import prepare
+    from mmrec_mrdib.data.sources import table as tables
+
+    how = _split_options(options)
+    files: dict[str, Path] = {}
+    for text in options.features:
+        name, equals, file = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in files:
+            raise ConfigError(f"--features={text}: expected NAME=FILE, each NAME once, of letters, digits, - and _")
+        files[name] = Path(file)
+    if options.min_rating is not None and options.rating is None:
+        raise ConfigError("--min-rating needs --rating, the column it is held against")
+    collector = prepare.Collector()
+    columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
+    skipped = tables.read_interactions(options.interactions, columns, collector, options.max_bad, options.separator)
+    whole = collector.table()
+    if options.min_rating is not None:
+        whole = whole.kept(whole.ratings >= options.min_rating)
+    table, labels = prepare.finish(whole, *how)
+    items = table.item_tokens.tolist()
+    notes, extra = [], []
+    for name, path in files.items():
+        features = tables.read_features(path, options.feature_id or options.item, options.separator)
+        extra.append(prepare.feature_writer(name, features, items))
+        notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
+    prepare.write_mmrec(options.output, table, labels, extra)
+    return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _lacking(name: str, found: int, items: int) -> str:
+    note = f"{name}: features of {found} of {items} items"
+    return note if found == items else f"{note}; train with --missing=mean or --missing=drop"
+
+
+def _mmrec(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.data.prepare import check_target
+    from mmrec_mrdib.data.sources import atomic
+
+    if options.output is not None:
+        check_target(options.output)
+    code = _check(argparse.Namespace(folder=options.folder, json=False))
+    if code or options.output is None:
+        return code
+    rows = atomic.write(options.output, options.folder)
+    print(f"{options.output}: {rows} interactions as atomic files")
+    return 0
+
+
+def _recbole(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mmrec_mrdib.data import prepare
+    from mmrec_mrdib.data.sources import atomic
+
+    how = _split_options(options)
+    whole, labels = atomic.read(options.folder)
+    if labels is None:
+        table, labels = prepare.finish(whole, *how)
+    else:  # the split is given: each pair counts where it first stands
+        pair = whole.users * len(whole.item_tokens) + whole.items
+        first = np.sort(np.unique(pair, return_index=True)[1])
+        table, labels = whole.kept(first).renumbered(), labels[first]
+    items = table.item_tokens.tolist()
+    found = atomic.features(options.folder)
+    prepare.write_mmrec(options.output, table, labels, [prepare.feature_writer(n, f, items) for n, f in found.items()])
+    notes = [_lacking(n, sum(t in f.row_of for t in items), len(items)) for n, f in found.items()]
+    return _done(options.output, len(whole), 0, table, labels, notes)
+
+
+def _done(output: Path, raw: int, skipped: int, table: Any, labels: Any, notes: Sequence[str]) -> int:
+    import numpy as np
+
+    train, valid, test = np.bincount(labels, minlength=3)
+    print(
+        f"{output}: {len(table.user_tokens)} users, {len(table.item_tokens)} items, {len(table)} of {raw} interactions"
+    )
+    print(f"train {train}, valid {valid}, test {test}; {skipped} lines skipped")
+    for note in notes:
+        print(note)
+    return 0

@@ -1,0 +1,325 @@
+"""From raw files to a folder: the k-core and the split by their properties, every source, and what is refused."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrec_mrdib import cli
+from mmrec_mrdib.data.check import check
+from mmrec_mrdib.data.dataset import MultimodalDataset
+from mmrec_mrdib.data.prepare import Collector, finish
+from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.experiment.run import make_config
+
+RATIOS = (8.0, 1.0, 1.0)
+pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8), st.integers(0, 50)), min_size=1, max_size=150)
+
+
+def collected(rows):
+    collector = Collector()
+    for user, item, time in rows:
+        collector.add(f"u{user}", f"i{item}", 1.0, float(time))
+    return collector.table()
+
+
+def content(table, labels):
+    return {
+        (u, i): (t, int(label))
+        for u, i, t, label in zip(
+            table.user_tokens[table.users], table.item_tokens[table.items], table.times, labels, strict=True
+        )
+    }
+
+
+# The k-core and the split.
+
+
+def naive_core(found, k):
+    while True:
+        users = pd.Series([u for u, _ in found]).value_counts()
+        items = pd.Series([i for _, i in found]).value_counts()
+        left = {(u, i) for u, i in found if users[u] >= k and items[i] >= k}
+        if left == found:
+            return left
+        found = left
+        if not found:
+            return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs, st.integers(1, 4), st.sampled_from(["random", "time"]), st.randoms())
+def test_core_and_split(rows, k, order, shuffler):
+    expected = naive_core({(f"u{u}", f"i{i}") for u, i, _ in rows}, k)
+    if not expected:
+        with pytest.raises(DataError, match="no interactions are left"):
+            finish(collected(rows), k, order, RATIOS, 0)
+        return
+    table, labels = finish(collected(rows), k, order, RATIOS, 0)
+    found = content(table, labels)
+    assert found.keys() == expected and len(table) == len(found)  # each pair once, exactly the k-core
+    assert np.bincount(table.users).min() >= k and np.bincount(table.items).min() >= k
+    assert table.user_tokens.tolist() == sorted(table.user_tokens)
+    for user in range(len(table.user_tokens)):
+        mine = labels[table.users == user]
+        n = len(mine)
+        share = max(n // 10, 1)
+        assert (mine == 2).sum() == (share if n >= 2 else 0) and (mine == 1).sum() == (share if n >= 3 else 0)
+        if order == "time":
+            times = table.times[table.users == user]
+            for earlier, later in ((0, 1), (1, 2), (0, 2)):
+                if (mine == earlier).any() and (mine == later).any():
+                    assert times[mine == earlier].max() <= times[mine == later].min()
+    earliest = {}
+    for u, i, t in rows:
+        earliest[f"u{u}", f"i{i}"] = min(t, earliest.get((f"u{u}", f"i{i}"), t))
+    assert all(found[pair][0] == earliest[pair] for pair in found)
+    shuffler.shuffle(rows)
+    again = finish(collected(rows), k, order, RATIOS, 0)
+    assert content(*again) == found  # the order of the lines does not matter
+    np.testing.assert_array_equal(again[0].users, table.users)
+
+
+def test_seeds_and_ratios():
+    rows = [(u, i, 0) for u in range(20) for i in range(20)]
+    labels = [finish(collected(rows), 1, "random", RATIOS, seed)[1] for seed in (0, 0, 1)]
+    assert np.array_equal(labels[0], labels[1]) and not np.array_equal(labels[0], labels[2])
+    assert np.bincount(finish(collected(rows), 1, "random", (7, 1, 2), 0)[1]).tolist() == [280, 40, 80]
+    assert np.bincount(finish(collected(rows), 1, "random", (9, 0, 1), 0)[1]).tolist() == [360, 0, 40]
+    held_out = labels[0].reshape(20, 20) == 2
+    assert (held_out.sum(0) > 0).sum() > 10  # not the same items for all
+
+
+def test_time_is_needed_to_split_by_it():
+    collector = Collector()
+    collector.add("u", "i", 1.0, float("nan"))
+    with pytest.raises(DataError, match="have no time"):
+        finish(collector.table(), 1, "time", RATIOS, 0)
+
+
+# Amazon.
+
+YEARS = {
+    "2014": lambda u, i, t: {"reviewerID": f"A{u}", "asin": f"B{i:09}", "overall": 5.0, "unixReviewTime": t},
+    "2023": lambda u, i, t: {
+        "user_id": f"A{u}",
+        "asin": "x",
+        "parent_asin": f"B{i:09}",
+        "rating": 4,
+        "timestamp": t * 1000,
+    },
+}
+
+
+def reviews(year, n_users=30, n_items=12):
+    generator = random.Random(0)
+    rows = [(u, i, generator.randrange(10**6)) for u in range(n_users) for i in generator.sample(range(n_items), 8)]
+    return [json.dumps(YEARS[year](*row)) for row in rows]
+
+
+def run(*arguments):
+    return cli.main(["data", "prepare", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("year", YEARS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_amazon(tmp_path, capsys, year, packed):
+    lines = [*reviews(year), "{broken", '{"asin": "B1"}', ""]
+    text = "\n".join(lines).encode()
+    path = tmp_path / "reviews.json"
+    path.write_bytes(gzip.compress(text) if packed else text)
+    meta = [
+        str(
+            {
+                "asin": "B000000003",
+                "title": "It's a \u00e9clair",
+                "description": "old\nkind",
+                "categories": [["Baby", "Care"]],
+            }
+        ),
+        json.dumps(
+            {"parent_asin": "B000000004", "title": "New", "description": ["a", "b"], "store": "S", "features": []}
+        ),
+        json.dumps({"asin": "B999999999", "title": "not ours"}),
+    ]
+    (tmp_path / "meta.json").write_text("\n".join(meta) + "\n")
+    images = {f"B{n:09}": np.full(4096, n, dtype="<f4") for n in (2, 5, 77)}
+    (tmp_path / "images.b").write_bytes(b"".join(k.encode() + v.tobytes() for k, v in images.items()))
+    target = tmp_path / "baby"
+    files = ["--reviews", path, "--meta", tmp_path / "meta.json", "--images", tmp_path / "images.b"]
+    assert run("amazon", *files, "--output", target) == 0
+    out = capsys.readouterr().out
+    assert "30 users, 12 items, 240 of 240 interactions" in out and "2 lines skipped" in out
+    assert {p.name for p in target.iterdir()} == {
+        "baby.inter", "users.txt", "items.txt", "items.jsonl", "image_feat.npy", "image_ids.txt",
+    }  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"reviews.json", "meta.json", "images.b", "baby"}
+    items = (target / "items.txt").read_text().split()
+    assert items == [f"B{n:09}" for n in range(12)]
+    told = [json.loads(line) for line in (target / "items.jsonl").read_text().splitlines()]
+    assert [t["id"] for t in told] == items
+    assert told[3]["title"] == "It's a \u00e9clair" and told[3]["description"] == "old kind"
+    assert told[3]["categories"] == "Baby Care" and told[4]["description"] == "a b" and told[4]["brand"] == "S"
+    assert np.load(target / "image_feat.npy")[:, 0].tolist() == [2, 5]
+    assert (target / "image_ids.txt").read_text().split() == ["2", "5"]
+    frame = pd.read_csv(target / "baby.inter", sep="\t")
+    assert frame.columns.tolist() == ["userID", "itemID", "rating", "timestamp", "x_label"]
+    assert frame["timestamp"].max() > 1000
+    config = make_config("VBPR", "baby", values={"data_path": str(tmp_path), "missing": "mean"})
+    parts = MultimodalDataset(config).build()
+    assert [len(p) for p in parts] == [180, 30, 30]
+
+
+def test_broken_lines_beyond_the_limit(tmp_path, capsys):
+    (tmp_path / "r.json").write_text("\n".join([*reviews("2014"), *["rubbish"] * 3]))
+    assert run("amazon", "--reviews", tmp_path / "r.json", "--max-bad", 2, "--output", tmp_path / "x") == 2
+    error = capsys.readouterr().err
+    assert "line 241, 242, 243" in error and "--max-bad=2" in error
+    assert {p.name for p in tmp_path.iterdir()} == {"r.json"}
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"{}\n" * 1000)[:-20])
+    assert run("amazon", "--reviews", tmp_path / "cut.gz", "--max-bad", 9999, "--output", tmp_path / "x") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "r.json").write_text("\n".join(reviews("2014")))
+    (tmp_path / "images.b").write_bytes(b"short")
+    files = ["--reviews", tmp_path / "r.json", "--images", tmp_path / "images.b"]
+    assert run("amazon", *files, "--output", tmp_path / "x") == 2
+    assert "no whole number of records" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"r.json", "images.b"}
+
+
+# Any table.
+
+
+@pytest.fixture
+def clinic(tmp_path):
+    rows = [(f"p{u}", 100 + i, (u + i) % 5, f"2024-01-{1 + i:02}") for u in range(10) for i in range(8)]
+    frame = pd.DataFrame(rows, columns=["patient", "drug", "stars", "day"])
+    frame.to_csv(tmp_path / "visits.csv", index=False)
+    frame.to_parquet(tmp_path / "visits.parquet")
+    features = pd.DataFrame({"drug": [100 + i for i in range(8)], "x": np.arange(8.0), "y": -np.arange(8.0)})
+    features.to_csv(tmp_path / "chem.csv", index=False)
+    features.iloc[::-1].to_parquet(tmp_path / "chem.parquet")
+    return tmp_path
+
+
+def columns(folder, kind="csv"):
+    return ["--interactions", folder / f"visits.{kind}", "--user", "patient", "--item", "drug", "--time", "day"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables(clinic, capsys, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    more = ["--features", f"chem={clinic / f'chem.{kind}'}", "--order", "time", "--output", clinic / "out"]
+    assert run("csv", *columns(clinic, kind), *more) == 0
+    assert "chem: features of 8 of 8 items" in capsys.readouterr().out
+    frame = pd.read_csv(clinic / "out" / "out.inter", sep="\t")
+    assert (frame[frame["x_label"] == 2]["itemID"] == 7).all()  # the last day
+    assert (clinic / "out" / "items.txt").read_text().split() == [str(100 + i) for i in range(8)]
+    assert np.load(clinic / "out" / "chem_feat.npy")[:, 0].tolist() == list(range(8))
+    report = check(clinic / "out")
+    assert [f.what for f in report.findings if f.level == "error"] == [
+        "10 users have all training items, so no negative can be drawn for them; leave them out"
+    ]
+
+
+def test_ratings_below_a_limit_are_left_out(clinic):
+    more = ["--rating", "stars", "--min-rating", 2, "--core", 1, "--output", clinic / "out"]
+    assert run("csv", *columns(clinic), *more) == 0
+    assert len(pd.read_csv(clinic / "out" / "out.inter", sep="\t")) == sum(
+        (u + i) % 5 >= 2 for u in range(10) for i in range(8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--user", "patiens"], "no such column"),
+        (["--features", "chem"], "expected NAME=FILE"),
+        (["--features", "../chem=chem.csv"], "of letters, digits"),
+        (["--features", "a=nothing.csv"], "no such file"),
+        (["--feature-id", "drag", "--features", "a=chem.csv"], "Did you mean drug"),
+        (["--features", "a=visits.csv"], "is not a finite number"),
+        (["--min-rating", "3"], "--min-rating needs --rating"),
+        (["--ratios", "8:1"], "expected three numbers"),
+        (["--ratios", "0:1:1"], "the first above 0"),
+        (["--core", "0"], "--core must be 1"),
+        (["--core", "99"], "no interactions are left"),
+        (["--time", "patient"], "--max-bad=10 allowed"),
+        (["--interactions", "nowhere.csv"], "no such file"),
+        (["--output", "chem.csv"], "exists already"),
+        (["--output", "no/where"], "does not exist"),
+    ],
+)
+def test_mistakes(clinic, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(clinic)
+    before = sorted(p.name for p in clinic.iterdir())
+    assert run("csv", *columns(clinic), "--output", "out", *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert sorted(p.name for p in clinic.iterdir()) == before
+
+
+def test_features_that_repeat_an_item(clinic, capsys):
+    (clinic / "twice.csv").write_text("drug,x\n100,1\n100,2\n")
+    assert run("csv", *columns(clinic), "--features", f"a={clinic / 'twice.csv'}", "--output", clinic / "out") == 2
+    assert "line 3: id '100' stands in another line already" in capsys.readouterr().err
+    (clinic / "foreign.csv").write_text("drug,x\n7,1\n")
+    assert run("csv", *columns(clinic), "--features", f"a={clinic / 'foreign.csv'}", "--output", clinic / "out") == 2
+    assert "none of their ids is an item's" in capsys.readouterr().err
+
+
+# MMRec and RecBole.
+
+
+def triples(folder):
+    parts = MultimodalDataset(make_config("VBPR", folder.name, values={"data_path": str(folder.parent)})).build()
+    names = parts[0].field2id_token
+    out = []
+    for part in parts:
+        users, items = names["user_id"][part.inter_feat["user_id"]], names["item_id"][part.inter_feat["item_id"]]
+        out.append(set(zip(users.tolist(), items.tolist(), strict=True)))
+    first = next(iter(out[0]))[1]
+    return out, parts[0].features["a"][parts[0].token2id("item_id", first)].tolist(), first
+
+
+def test_mmrec_to_recbole_and_back(toy, tmp_path, capsys):
+    assert run("mmrec", toy / "toy", "--output", tmp_path / "atoms") == 0
+    assert "usable" in capsys.readouterr().out
+    assert triples(tmp_path / "atoms")[0] == triples(toy / "toy")[0]
+    assert run("recbole", tmp_path / "atoms", "--output", tmp_path / "again") == 0
+    users = (tmp_path / "again" / "users.txt").read_text().split()
+    items = (tmp_path / "again" / "items.txt").read_text().split()
+    back, _, _ = triples(tmp_path / "again")
+    assert [{(users[int(u)], items[int(i)]) for u, i in part} for part in back] == triples(toy / "toy")[0]
+    original, copied = np.load(toy / "toy" / "a_feat.npy"), np.load(tmp_path / "again" / "a_feat.npy")
+    np.testing.assert_array_equal(copied, original[[int(i) for i in items]])
+
+
+def test_one_atomic_file_is_filtered_and_split(tmp_path, capsys):
+    folder = tmp_path / "atom"
+    folder.mkdir()
+    rows = [f"u{u}\ti{i}\t{i}" for u in range(6) for i in range(10)]
+    (folder / "atom.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows, "lone\ti1\t3"])
+    )
+    assert run("recbole", folder, "--order", "time", "--output", tmp_path / "out") == 0
+    assert "6 users, 10 items, 60 of 61" in capsys.readouterr().out
+    frame = pd.read_csv(tmp_path / "out" / "out.inter", sep="\t")
+    assert (frame.loc[frame["x_label"] == 2, "itemID"] == 9).all()
+    assert run("recbole", tmp_path / "out", "--output", tmp_path / "more") == 2
+    assert "the header lacks user_id:token" in capsys.readouterr().err
+
+
+def test_a_folder_with_errors_is_not_converted(toy, tmp_path, capsys):
+    (toy / "toy" / "a_feat.npy").write_bytes(b"rubbish")
+    assert run("mmrec", toy / "toy", "--output", tmp_path / "atoms") == 1
+    assert "not usable" in capsys.readouterr().out and not (tmp_path / "atoms").exists()
