@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mmrec_mrdib import paths
+from mmrec_mrdib.data.encode import truncated_svd
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def title_features(titles: list[str]) -> np.ndarray:
 
     words = TfidfVectorizer(sublinear_tf=True).fit_transform(titles)
     grams = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=2).fit_transform(titles)
-    return _svd(hstack([words, grams]).tocsr(), TITLE_DIMS)
+    return truncated_svd(hstack([words, grams]).tocsr(), TITLE_DIMS)
 
 
 def genre_features(genres: list[str], years: list[str]) -> np.ndarray:
@@ -117,11 +118,4 @@ def kg_features(documents: list[list[str]]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     matrix = TfidfVectorizer(analyzer=lambda tokens: tokens, min_df=2, sublinear_tf=True).fit_transform(documents)
-    return _svd(matrix, KG_DIMS)
-
-
-def _svd(matrix, dims: int) -> np.ndarray:
-    from sklearn.decomposition import TruncatedSVD
-
-    dims = min(dims, min(matrix.shape) - 1)
-    return TruncatedSVD(dims, algorithm="arpack", random_state=0).fit_transform(matrix)
+    return truncated_svd(matrix, KG_DIMS)

@@ -1,0 +1,310 @@
+"""Features from raw texts and pictures: one row an item, with what made them written beside.
+
+`tfidf-svd` needs nothing but scikit-learn. The pretrained encoders are behind the extras `text` (sentence-transformers) and
+`image` (torchvision, timm); their weights are only ever read from safetensors files or by the libraries' own downloads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mmrec_mrdib import paths
+from mmrec_mrdib.errors import ConfigError, DataError, listed
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+TEXT_ENCODERS = "tfidf-svd, sentence-transformers:NAME or the folder of a sentence-transformers model"
+IMAGE_ENCODERS = "torchvision:NAME[:WEIGHTS.safetensors], timm:NAME or the folder of a timm model"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pretrained encoder.
+
+    Attributes:
+        name: as the user wrote it.
+        made_with: package -> version.
+        encode: a batch of texts or of pictures' paths -> (B, D).
+    """
+
+    name: str
+    made_with: dict[str, str]
+    encode: Callable[[Sequence[Any]], np.ndarray]
+
+
+# What there is to encode.
+
+
+def item_tokens(folder: Path) -> list[str]:
+    """Original ids by row, from `items.txt` (`data prepare` writes it).
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return (folder / "items.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{folder / 'items.txt'}: cannot be read ({error}); expected the item id of each row, one a line"
+        ) from error
+
+
+def item_texts(folder: Path, fields: Sequence[str]) -> list[str]:
+    """The named fields of each item, joined, from `items.jsonl` (one object an item, in the order of `items.txt`, with `id`).
+
+    Raises:
+        DataError: the file is missing, broken, or its ids are not those of `items.txt`.
+        ConfigError: a field that no item has.
+    """
+    path, tokens = folder / "items.jsonl", item_tokens(folder)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+    except FileNotFoundError as error:
+        raise DataError(
+            f'{path}: no such file; expected one object an item, as in {{"id": ..., "title": ...}}'
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON lines ({error})") from error
+    ids = [str(r.get("id")) if isinstance(r, dict) else None for r in records]
+    if ids != tokens:
+        n = next((n for n, (a, b) in enumerate(zip(ids, tokens, strict=False)) if a != b), min(len(ids), len(tokens)))
+        raise DataError(
+            f"{path}, line {n + 1}: {len(ids)} lines for {len(tokens)} items; line n must have the id in line n of items.txt"
+        )
+    known = {k for r in records for k in r}
+    for field in fields:
+        if field not in known:
+            raise ConfigError(
+                f"--text={','.join(fields)}: no item has '{field}'; there are {listed(sorted(known - {'id'}), 12)}"
+            )
+    texts = [" ".join(str(r[f]) for f in fields if r.get(f)) for r in records]
+    if not any(texts):
+        raise DataError(f"{path}: all texts of {', '.join(fields)} are empty")
+    return texts
+
+
+def item_pictures(folder: Path, pictures: Path) -> tuple[list[int], list[Path]]:
+    """Numbers of the items that have a picture `<id>.<jpg|png|...>` in the folder, and the files.
+
+    Raises:
+        DataError: none has.
+    """
+    if not pictures.is_dir():
+        raise DataError(f"--images={pictures}: no such folder")
+    by_token = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in PICTURES}
+    tokens = item_tokens(folder)
+    numbers = [n for n, token in enumerate(tokens) if token in by_token]
+    if not numbers:
+        raise DataError(
+            f"--images={pictures}: no file is named after an item, as in {tokens[0]}.jpg ({len(by_token)} pictures)"
+        )
+    return numbers, [by_token[tokens[n]] for n in numbers]
+
+
+# Encoders.
+
+
+def tfidf_svd(texts: Sequence[str], dims: int) -> np.ndarray:
+    """(I, d): TF-IDF of words, sublinear, reduced by a truncated SVD; d = dims, or less for few texts or words. Deterministic.
+
+    Raises:
+        DataError: fewer than two different words in all texts.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        matrix = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    except ValueError as error:
+        raise DataError(f"tfidf-svd: the texts have no words ({error})") from error
+    if min(matrix.shape) < 2:
+        raise DataError(
+            f"tfidf-svd: {matrix.shape[0]} texts with {matrix.shape[1]} different words; two of each are needed"
+        )
+    return truncated_svd(matrix, dims)
+
+
+def truncated_svd(matrix: Any, dims: int) -> np.ndarray:
+    """(I, d) scores of a sparse (I, W) matrix on its first singular vectors; d = dims, or one less than its shape allows."""
+    from sklearn.decomposition import TruncatedSVD
+
+    dims = min(dims, min(matrix.shape) - 1)
+    return TruncatedSVD(dims, algorithm="arpack", random_state=0).fit_transform(matrix)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision built for another PyTorch
+        raise ConfigError(
+            f"this encoder needs {name}, made for the PyTorch that is installed: pip install 'mmrec-mrdib[{extra}]' "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def text_encoder(name: str, device: str, half: bool) -> Encoder:
+    """A sentence-transformers model, by name (downloaded once) or folder. Weights: safetensors only, no remote code.
+
+    Raises:
+        ConfigError: the package is missing, or the model cannot be loaded.
+    """
+    library = _package("sentence_transformers", "text")
+    where = name.removeprefix("sentence-transformers:")
+    try:
+        model = library.SentenceTransformer(where, device=device, model_kwargs={"use_safetensors": True})
+    except Exception as error:  # whatever a library raises for a model that is not there
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+    if half:
+        model = model.half()
+
+    def encode(batch: Sequence[str]) -> np.ndarray:
+        return np.asarray(model.encode(list(batch), batch_size=len(batch), show_progress_bar=False), dtype=np.float32)
+
+    return Encoder(name, {p: version(p) for p in ("sentence-transformers", "transformers", "torch")}, encode)
+
+
+def image_encoder(name: str, device: str, half: bool) -> Encoder:
+    """A torchvision or timm classifier without its last layer, by name (downloaded once), or the folder of a timm model.
+
+    Raises:
+        ConfigError: a package is missing, or the model cannot be loaded.
+    """
+    import torch
+
+    kind, _, rest = name.partition(":")
+    if kind == "torchvision":
+        packages = ("torchvision", "torch")
+        model, transform = _torchvision(name, rest)
+    else:
+        packages = ("timm", "torch")
+        model, transform = _timm(name, rest if kind == "timm" else f"local-dir:{Path(name).resolve()}")
+    model = model.eval().to(device)
+    if half:
+        model = model.half()
+    pil = _package("PIL.Image", "image")
+
+    def picture(path: Path) -> Any:
+        try:
+            with pil.open(path) as image:
+                return transform(image.convert("RGB"))
+        except (OSError, ValueError, pil.DecompressionBombError) as error:
+            raise DataError(f"{path}: not a picture ({_first_line(error)}); replace it or remove it") from error
+
+    def encode(batch: Sequence[Path]) -> np.ndarray:
+        pixels = torch.stack([picture(path) for path in batch]).to(device)
+        with torch.inference_mode():
+            out = model(pixels.half() if half else pixels)
+        return np.asarray(out.flatten(1).float().cpu().numpy())
+
+    return Encoder(name, {p: version(p) for p in packages}, encode)
+
+
+def _torchvision(name: str, rest: str) -> tuple[Any, Any]:
+    import torch
+
+    library = _package("torchvision.models", "image")
+    architecture, _, weights = rest.partition(":")
+    try:
+        preset = library.get_model_weights(architecture).DEFAULT
+        model = library.get_model(architecture, weights=None if weights else preset)
+        if weights:
+            model.load_state_dict(_package("safetensors.torch", "image").load_file(weights))
+    except Exception as error:
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+    last = next((n for n in ("fc", "classifier", "heads", "head") if hasattr(model, n)), None)
+    if last is None:
+        raise ConfigError(f"--encoder={name}: its last layer is not known; choose another model, or one of timm's")
+    setattr(model, last, torch.nn.Identity())
+    return model, preset.transforms()
+
+
+def _timm(name: str, model_name: str) -> tuple[Any, Any]:
+    library = _package("timm", "image")
+    if (
+        model_name.startswith("local-dir:")
+        and not (Path(model_name.removeprefix("local-dir:")) / "model.safetensors").is_file()
+    ):
+        raise ConfigError(f"--encoder={name}: expected {IMAGE_ENCODERS} (with config.json and model.safetensors)")
+    try:
+        model = library.create_model(model_name, pretrained=True, num_classes=0)
+        transform = library.data.create_transform(**library.data.resolve_model_data_config(model))
+    except Exception as error:
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+    return model, transform
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# Writing.
+
+
+def write_features(
+    folder: Path,
+    name: str,
+    values: np.ndarray,
+    numbers: Sequence[int] | None,
+    precision: Literal["fp32", "fp16"],
+    about: dict[str, Any],
+) -> None:
+    """`<name>_feat.npy`, `<name>_ids.txt` where not every item has a row, and `<name>_feat.json` with what made them."""
+    out = folder / f"{name}_feat.npy"
+    temporary = folder / f".{name}_feat.tmp.npy"
+    np.save(temporary, values.astype(np.float16 if precision == "fp16" else np.float32, copy=False))
+    ids = folder / f"{name}_ids.txt"
+    ids.unlink(missing_ok=True)
+    if numbers is not None:
+        paths.write_atomically(ids, "".join(f"{n}\n" for n in numbers).encode())
+    temporary.replace(out)
+    about = {**about, "rows": len(values), "dims": int(values.shape[1]), "precision": precision}
+    paths.write_atomically(folder / f"{name}_feat.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def encode_in_batches(
+    folder: Path,
+    name: str,
+    inputs: Sequence[Any],
+    encoder: Encoder,
+    batch_size: int,
+    precision: str,
+    show: bool = False,
+) -> np.ndarray:
+    """(N, D) features of all inputs. Batches that are done are kept in `.<name>_part.*`; the same call goes on behind them."""
+    key = hashlib.blake2b(digest_size=16)
+    key.update(json.dumps([encoder.name, encoder.made_with, batch_size, precision, [str(x) for x in inputs]]).encode())
+    part, state = folder / f".{name}_part.npy", folder / f".{name}_part.json"
+    done, values = 0, None
+    try:
+        saved = json.loads(state.read_text())
+        if saved["key"] == key.hexdigest():
+            values, done = np.lib.format.open_memmap(part, mode="r+"), int(saved["done"])
+    except (OSError, ValueError, KeyError, TypeError):
+        done, values = 0, None
+    bar = tqdm(total=len(inputs), initial=done, unit="item", desc=f"{name} by {encoder.name}", disable=not show)
+    while done < len(inputs):
+        out = encoder.encode(inputs[done : done + batch_size])
+        if values is None:
+            dtype = np.float16 if precision == "fp16" else np.float32
+            values = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(len(inputs), out.shape[1]))
+        values[done : done + len(out)] = out
+        values.flush()
+        done += len(out)
+        bar.update(len(out))
+        paths.write_atomically(state, json.dumps({"key": key.hexdigest(), "done": done}).encode())
+    bar.close()
+    assert values is not None
+    result = np.array(values)
+    del values
+    part.unlink()
+    state.unlink()
+    return result
