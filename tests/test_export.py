@@ -159,6 +159,7 @@ def test_mistakes(fitted, tmp_path, capsys):
     folder = fitted()
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
+    capsys.readouterr()  # of the training
     for arguments, message in (
         (["recommend", folder, "--output", str(tmp_path / "recs.xml")], "ends in .csv, .jsonl, .parquet"),
         (["recommend", folder, "--output", str(tmp_path / "no" / "r.csv")], "does not exist"),

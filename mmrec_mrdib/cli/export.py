@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_mrdib.cli.recommend import check_output_folder
+from mmrec_mrdib.cli.recommend import check_output_folder, warnings_only
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    warnings_only()
     check_output_folder(options.output)
 
     from mmrec_mrdib.experiment.export import load, write_embeddings

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    warnings_only()
     check_output_folder(options.output)
     wanted = None if options.users is None else read_users(options.users)
 
@@ -50,6 +50,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{len(unknown)} users unknown or without training interactions: {listed(unknown)}", file=sys.stderr)
         return 1
     return 0
+
+
+def warnings_only() -> None:
+    """What a training tells of its data is of no interest here."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("mmrec_mrdib").setLevel(logging.WARNING)
 
 
 def read_users(path: Path) -> list[str]:

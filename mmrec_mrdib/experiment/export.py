@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -48,14 +48,15 @@ class Trained:
     Attributes:
         result: the content of result.json.
         model: in evaluation mode.
-        dataset: the data set; `users` and `items` are original ids by internal id, '[PAD]' first.
+        dataset: the data set.
+        users, items: original ids by internal id, '[PAD]' first: the data's own, or those that `data prepare` numbered.
     """
 
-    def __init__(self, result: dict[str, Any], model: Any, splits: Any) -> None:
+    def __init__(self, result: dict[str, Any], model: Any, splits: Any, names: Path) -> None:
         self.result, self.model, self.dataset = result, model.eval(), splits.dataset
         uid, iid = self.dataset.uid_field, self.dataset.iid_field
-        self.users: np.ndarray = np.asarray(self.dataset.field2id_token[uid]).astype(str)
-        self.items: np.ndarray = np.asarray(self.dataset.field2id_token[iid]).astype(str)
+        self.users: np.ndarray = _original(self.dataset.field2id_token[uid], names, "users")
+        self.items: np.ndarray = _original(self.dataset.field2id_token[iid], names, "items")
         self._id_of = {token: n for n, token in enumerate(self.users)}
         parts = [(part.inter_feat[uid], part.inter_feat[iid]) for part in splits.parts]
         self.trained_users = np.zeros(len(self.users), dtype=bool)
@@ -161,7 +162,22 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
         raise CheckpointError(
             f"{folder / 'best.pt'}: belongs to another model ({str(error).splitlines()[0]})"
         ) from error
-    return Trained(result, model, splits)
+    return Trained(result, model, splits, Path(config["data_path"]))
+
+
+def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
+    """The tokens, or what line n of `users.txt` or `items.txt` beside the data says of token n (`data prepare` writes them)."""
+    own = np.asarray(tokens).astype(str)
+    path = folder / f"{kind}.txt"
+    if not path.is_file():
+        return own
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return np.asarray([own[0], *(lines[int(token)] for token in own[1:])])
+    except (ValueError, IndexError) as error:
+        raise DataError(
+            f"{path}: {len(lines)} lines, but the data name {kind} beyond; line n must be the id of number n"
+        ) from error
 
 
 def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
