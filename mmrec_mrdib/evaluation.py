@@ -151,6 +151,30 @@ def rank(
     return Ranking(split.users.cpu().numpy(), per_user, other)
 
 
+class NewItems:
+    """A model as `rank` takes it, that ranks only items held out of training, from their modality representations.
+
+    Args:
+        model: keeps the contract, in evaluation mode.
+        items: (R,) sorted internal ids of the held-out items.
+
+    Raises:
+        ConfigError: the model is not defined for such items.
+    """
+
+    def __init__(self, model: Any, items: Tensor) -> None:
+        self.model, self.items = model, items
+        with torch.no_grad():
+            self.users = model.evaluation_embeddings().users
+            self.embeddings = model.new_items(model.encode_items(items))
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        users = self.users[interaction[self.model.USER_ID]]
+        scores = users.new_full((len(users), self.model.n_items), -torch.inf)
+        scores[:, self.items] = self.model.score(users, self.embeddings)
+        return scores
+
+
 def ranking_metric(name: str, hit: Tensor, n_relevant: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
     """A metric of each user at each k, (N,) float64.
 

@@ -126,6 +126,8 @@ class DataSettings(Settings):
     """none: as in the file (MMRec's convention); standard: each column to mean 0, std 1; l2: each row to length 1."""
     missing: Literal["error", "mean", "drop"]
     """What to do with items that lack features: refuse, give them the mean row, or leave the items out."""
+    cold_items: float = Field(ge=0, lt=1)
+    """Share of the items that are held out of all splits and ranked at the end as new ones."""
     split_seed: int
     """Seed of a random split, apart from `seed`, so that all seeds of a comparison share one split."""
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError
-from mmrec_mrdib.evaluation import PER_USER, Ranking, RankingSplit, rank
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
 from mmrec_mrdib.schema import TrainingSettings
 
 compat.activate()
@@ -199,6 +199,14 @@ class MRdIBTrainer(Trainer):
             self._recbole_metrics,
             data,
         )
+
+    def rank_new_items(self, users: Tensor, items: Tensor) -> Ranking:
+        """Full ranking among held-out items only, with the current weights; (users, items) are their interactions."""
+        self.model.eval()
+        ids = torch.unique(items)
+        size = (self.model.n_users, self.model.n_items, self.config["eval_batch_size"])
+        split = RankingSplit("cold", users, items, [], *size)
+        return rank(NewItems(self.model, ids), split, self._metrics, self._ks, self.config["USER_ID_FIELD"])
 
     def load_best(self) -> None:
         """Put the weights of the best epoch into the model."""

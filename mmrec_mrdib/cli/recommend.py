@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
         description="Write the items of highest score for each user, in original ids, with scores.",
         epilog="examples:\n"
         "  mmrec-mrdib recommend runs/MGCN+MRdIB-baby-1-0a1b2c3d --top 20 --output recs.csv\n"
-        "  mmrec-mrdib recommend RUN --users users.txt --exclude-seen --output recs.jsonl\n\n"
+        "  mmrec-mrdib recommend RUN --users users.txt --exclude-seen --output recs.jsonl\n"
+        "  mmrec-mrdib recommend RUN --new-items new/ --output new.csv\n\n"
         "exit codes: 0 done; 1 some users are unknown (told on stderr), the others are written; 2 a mistake to mend",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -27,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--top", type=int, default=20, metavar="K", help="items a user (default 20)")
     out.add_argument("--exclude-seen", action="store_true", help="leave out items the user has in any split")
+    out.add_argument(
+        "--new-items", type=Path, metavar="DIR", help="rank the items of this folder instead, which the model never saw: "
+        "<modality>_feat.npy and <modality>_ids.txt of every modality, scaled as the training's were (VBPR, FREEDOM)",
+    )  # fmt: skip
     out.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="name that ends in .csv, .jsonl or .parquet"
     )
@@ -44,7 +49,13 @@ def main(arguments: Sequence[str]) -> int:
 
     trained = load(options.run, options.data_path)
     known, unknown = trained.split_users(trained.users[trained.trained_users] if wanted is None else wanted)
-    rows = write_recommendations(trained.blocks(known, options.top, options.exclude_seen), options.output)
+    if options.top < 1:
+        raise ConfigError(f"--top={options.top}: expected 1 or more")
+    if options.new_items is not None:
+        blocks = trained.new_blocks(options.new_items, known, options.top)
+    else:
+        blocks = trained.blocks(known, options.top, options.exclude_seen)
+    rows = write_recommendations(blocks, options.output)
     print(f"{options.output}: {rows} rows, {len(known)} users", file=sys.stderr)
     if unknown:
         print(f"{len(unknown)} users unknown or without training interactions: {listed(unknown)}", file=sys.stderr)

@@ -219,6 +219,10 @@ def comparison(results: list[dict[str, Any]], models: Sequence[str], dataset: st
 
     for metric in results[0]["test"]:
         row(metric, [[r["test"][metric] for r in runs[m]] for m in models], 4, True)
+    if all("cold" in r for r in results):
+        table.add_section()
+        for metric in (m for m in results[0]["cold"] if "@" in m):
+            row(f"new items: {metric}", [[r["cold"][metric] for r in runs[m]] for m in models], 4, True)
     table.add_section()
     valid = str(results[0]["config"]["valid_metric"]).lower()
     row(f"valid {valid}", [[r["valid"][valid] for r in runs[m]] for m in models], 4, True)

@@ -44,6 +44,8 @@ class MultimodalDataset(Dataset):
     Attributes:
         features: modality -> (n_items, D) float32, row 0 (padding) zero.
         missing: modality -> (n_items,) bool, True where the features are imputed.
+        scalings: modality -> what its raw features went through.
+        cold: (users, items) of the items that `cold_items` holds out, after `build()`; None without them.
         notes: what was dropped or repaired, by name: counts for the result file.
 
     Raises:
@@ -57,6 +59,8 @@ class MultimodalDataset(Dataset):
         self.settings = DataSettings.from_config(config)
         self.features: dict[str, Tensor] = {}
         self.missing: dict[str, Tensor] = {}
+        self.scalings: dict[str, modality.Scaling] = {}
+        self.cold: tuple[Tensor, Tensor] | None = None
         self.notes: dict[str, int] = {}
         self._files: list[modality.FeatureFile] = []
         super().__init__(config)
@@ -106,6 +110,8 @@ class MultimodalDataset(Dataset):
             parts = super().build()
         if len(parts) != 3:
             raise DataError(f"{self.dataset_name}: {len(parts)} splits; expected train, valid and test")
+        if self.settings.cold_items:
+            self._hold_items_out(parts)
         train = parts[0]
         seen = torch.zeros(self.user_num, dtype=torch.bool)
         seen[train.inter_feat[self.uid_field]] = True
@@ -125,6 +131,28 @@ class MultimodalDataset(Dataset):
         return parts
 
     # Ours.
+
+    def _hold_items_out(self, parts: list[MultimodalDataset]) -> None:
+        """Take all interactions of a random share of the training's items out of every split; they go to `cold`."""
+        trained = parts[0].inter_feat[self.iid_field].unique()  # sorted
+        n = max(1, round(self.settings.cold_items * len(trained)))
+        generator = torch.Generator().manual_seed(self.settings.split_seed)
+        held = torch.zeros(self.item_num, dtype=torch.bool)
+        held[trained[torch.randperm(len(trained), generator=generator)[:n]]] = True
+        users, items = [], []
+        for part in parts:
+            out = held[part.inter_feat[self.iid_field]]
+            users.append(part.inter_feat[self.uid_field][out])
+            items.append(part.inter_feat[self.iid_field][out])
+            part.inter_feat = part.inter_feat[~out]
+        seen = torch.zeros(self.user_num, dtype=torch.bool)
+        seen[parts[0].inter_feat[self.uid_field]] = True
+        all_users, all_items = torch.cat(users), torch.cat(items)
+        known = seen[all_users]  # of a user without training items nothing is known
+        self.cold = (all_users[known], all_items[known])
+        self.notes["cold_items"] = n
+        self.notes["interactions_of_cold_items"] = len(all_users)
+        logger.info("%d items held out entirely, with %d interactions", n, len(all_users))
 
     def _drop_repeated(self) -> None:
         pairs = self.inter_feat[[self.uid_field, self.iid_field]]
@@ -176,7 +204,7 @@ class MultimodalDataset(Dataset):
     def _align_features(self) -> None:
         tokens = [str(t) for t in self.field2id_token[self.iid_field]]
         for file in self._files:
-            values, has = modality.align(file, tokens, self.settings.feature_norm)
+            values, has, self.scalings[file.name] = modality.align(file, tokens, self.settings.feature_norm)
             self.features[file.name] = torch.from_numpy(values)
             self.missing[file.name] = torch.from_numpy(~has)
             self.missing[file.name][0] = False

@@ -133,7 +133,32 @@ def _read_ids(ids: Path, n_rows: int, path: Path) -> list[str]:
     return tokens
 
 
-def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Scaling:
+    """How raw features became those of the training: what new items must go through, too.
+
+    Attributes:
+        norm: 'none', 'standard' or 'l2'.
+        mean, scale: (D,) of the training's items, for 'standard'; scale 0 marks a constant column.
+    """
+
+    norm: str
+    mean: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(R, D) float32 from (R, D) raw float32."""
+        if self.norm == "standard" and self.mean is not None and self.scale is not None:
+            constant = self.scale == 0
+            out = ((values - self.mean) / np.where(constant, 1.0, self.scale)).astype(np.float32)
+            out[:, constant] = 0.0
+            return out
+        if self.norm == "l2":
+            return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        return values
+
+
+def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarray, np.ndarray, Scaling]:
     """Features in RecBole's internal item order.
 
     Args:
@@ -141,7 +166,7 @@ def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarr
         norm: 'none', 'standard' (statistics over the items that have features) or 'l2'.
 
     Returns:
-        features (I, D) float32, and has (I,) bool. Row 0 is zero; items without features get the mean row.
+        features (I, D) float32, has (I,) bool, and the scaling. Row 0 is zero; items without features get the mean row.
 
     Raises:
         DataError: NaN or infinite values; names rows and items.
@@ -164,17 +189,16 @@ def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarr
             "replace them, or leave these rows out of the file together with their ids and set --missing=mean"
         )
     known = out[has]
+    scaling = Scaling(norm)
     if norm == "standard" and len(known):
         mean = known.mean(axis=0, dtype=np.float64)
         std = known.std(axis=0, dtype=np.float64)
         # A constant column carries nothing; its rounding noise must not be blown up to unit variance.
         constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
-        known = ((known - mean) / np.where(constant, 1.0, std)).astype(np.float32)
-        known[:, constant] = 0.0
-    elif norm == "l2":
-        known = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+        scaling = Scaling(norm, mean, np.where(constant, 0.0, std))
+    known = scaling(known)
     out[has] = known
     if len(known):
         out[~has] = known.mean(axis=0, dtype=np.float64)
     out[0] = 0.0
-    return out, has
+    return out, has, scaling

@@ -18,11 +18,12 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from mmrec_mrdib import paths, registry
+from mmrec_mrdib.data import modality
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
 from mmrec_mrdib.evaluation import by_user, cells
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import make_config, prepare
-from mmrec_mrdib.models.base import MultimodalRecommender
+from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
 from mmrec_mrdib.mrdib.plugin import MRdIB
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,7 @@ class Trained:
         """`recommend` piece by piece, in bounded memory."""
         if k < 1:
             raise ConfigError(f"--top={k}: expected 1 or more")
-        known, unknown = self.split_users(self.users[self.trained_users] if users is None else users)
-        if unknown:
-            raise DataError(f"{len(unknown)} users are unknown or had no training interaction ({listed(unknown)})")
-        ids = torch.tensor([self._id_of[u] for u in known], dtype=torch.long, device=self.model.device)
+        ids = self._ids(users)
         n_items = len(self.items)
         # Item 0 is padding: nobody's.
         everyone = torch.arange(len(self.users), device=ids.device)
@@ -113,6 +111,84 @@ class Trained:
                     "score": values[row, place],
                 }
             )
+
+    @torch.no_grad()
+    def new_blocks(self, folder: str | Path, users: Iterable[str] | None = None, k: int = 20) -> Iterator[pd.DataFrame]:
+        """As `blocks`, for items that were never trained on, from their features alone.
+
+        Args:
+            folder: holds `<modality>_feat.npy` and `<modality>_ids.txt` of every modality the model uses, raw as those of
+                the training; they go through the training's scaling.
+
+        Raises:
+            ConfigError: the model is not defined for such items.
+            DataError: files that are missing or broken, dimensions other than the training's, an item without a modality,
+                or one that the model knows already.
+        """
+        if not isinstance(self.model, MultimodalRecommender):
+            raise ConfigError(
+                f"--new-items: {self.result['model']} knows no features, so it has no score for a new item"
+            )
+        tokens, enc = self._encode_new(Path(folder))
+        items = self.model.new_items(enc)
+        table = self.model.evaluation_embeddings().users
+        ids = self._ids(users)
+        for part in ids.split(max(_SCORES // len(tokens), 1)):
+            best = torch.topk(self.model.score(table[part], items).float(), min(k, len(tokens)), dim=1)
+            values, found = best.values.cpu().numpy(), best.indices.cpu().numpy()
+            yield pd.DataFrame(
+                {
+                    "user": np.repeat(self.users[part.cpu().numpy()], values.shape[1]),
+                    "rank": np.tile(np.arange(1, values.shape[1] + 1), len(part)),
+                    "item": tokens[found.ravel()],
+                    "score": values.ravel(),
+                }
+            )
+
+    def _encode_new(self, folder: Path) -> tuple[np.ndarray, Encoded]:
+        if not folder.is_dir():
+            raise DataError(f"--new-items={folder}: no such folder")
+        found = modality.find(folder, {})
+        files: dict[str, modality.FeatureFile] = {}
+        for m, dims in self.model_of_items.feature_dims.items():
+            if m not in found:
+                raise DataError(
+                    f"--new-items={folder}: no {m}{modality.SUFFIX}; the model uses {', '.join(self.dataset.features)}"
+                )
+            files[m] = modality.open_file(m, *found[m], None)
+            if files[m].rows.shape[1] != dims:
+                raise DataError(f"{files[m].path}: {files[m].rows.shape[1]} columns; the model was trained with {dims}")
+        tokens = list(next(iter(files.values())).row_of)
+        known = set(self.items) & set(tokens)
+        if known:
+            raise DataError(
+                f"--new-items={folder}: {len(known)} items are in the training data ({listed(sorted(known))})"
+            )
+        features = {}
+        for m, file in files.items():
+            lacking = [t for t in tokens if t not in file.row_of]
+            if lacking or len(file.row_of) != len(tokens):
+                other = lacking or sorted(set(file.row_of) - set(tokens))
+                raise DataError(
+                    f"{file.path}: not the same items as the other modalities ({listed(other)}); every one needs all"
+                )
+            raw = np.asarray(file.rows[[file.row_of[t] for t in tokens]], dtype=np.float32)
+            if not np.isfinite(raw).all():
+                raise DataError(f"{file.path}: NaN or infinite values")
+            features[m] = torch.from_numpy(self.dataset.scalings[m](raw)).to(self.model.device)
+        backbone = self.model_of_items
+        return np.asarray(tokens), backbone.stage(backbone.encoders, features, None)
+
+    @property
+    def model_of_items(self) -> MultimodalRecommender:
+        """The backbone, which has the encoders."""
+        return self.model.backbone if isinstance(self.model, MRdIB) else self.model
+
+    def _ids(self, users: Iterable[str] | None) -> Tensor:
+        known, unknown = self.split_users(self.users[self.trained_users] if users is None else users)
+        if unknown:
+            raise DataError(f"{len(unknown)} users are unknown or had no training interaction ({listed(unknown)})")
+        return torch.tensor([self._id_of[u] for u in known], dtype=torch.long, device=self.model.device)
 
     @torch.no_grad()
     def embeddings(self) -> dict[str, np.ndarray]:

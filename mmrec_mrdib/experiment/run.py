@@ -21,6 +21,7 @@ from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import CheckpointError, ConfigError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
+from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
 
@@ -145,6 +146,8 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     # Again, so that loading the data cannot move the initialisation. Before anything is written: a model may refuse the data.
     init_seed(config["seed"], config["reproducibility"])
     model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
+    if splits.dataset.cold is not None:
+        _check_new_items(model)
     if not resume:
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,6 +210,10 @@ def _finish(
         "config": record.config_values(config),
         "epochs": epochs,
     }
+    if splits.dataset.cold is not None:
+        users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
+        cold = trainer.rank_new_items(users, items)
+        result["cold"] = {"users": len(cold.users), "items": len(torch.unique(items)), **cold.means}
     tokens = splits.dataset.id2token(splits.dataset.uid_field, ranking.users)
     record.write_per_user(folder / "per_user.npz", tokens, ranking.per_user)
     best_state = {"model": name, "seed": config["seed"], "best_epoch": trainer.best_epoch}
@@ -224,6 +231,16 @@ def _finish(
     record.write_json(folder / "result.json", result)  # last: its presence says that the run is complete
     (folder / "last.pt").unlink(missing_ok=True)
     return result
+
+
+def _check_new_items(model: Any) -> None:
+    """Before training: whether the model can rank items it was not trained on."""
+    if not isinstance(model, MultimodalRecommender):
+        raise ConfigError(f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item")
+    model.eval()
+    with torch.no_grad():
+        model.new_items(model.encode_items())
+    model.train()
 
 
 def _clear(folder: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_mrdib import compat
-from mmrec_mrdib.errors import ContractError, DataError
+from mmrec_mrdib.errors import ConfigError, ContractError, DataError
 from mmrec_mrdib.graphs import Edges, gather_rows
 
 compat.activate()
@@ -165,7 +165,8 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     1. fills `encoders` (modality -> module, (R, D_m) -> (R, d)) and its own parameters in `__init__`;
     2. writes `propagate`: representations to embeddings;
     3. writes `loss_parts`: named scalars, weighted as the model defines;
-    4. may override `items_to_encode` where a step needs only some items, and `before_epoch` (e.g. edge dropout).
+    4. may override `items_to_encode` where a step needs only some items, `before_epoch` (e.g. edge dropout), and `new_items`
+       where items without interactions can be scored.
 
     Everything that RecBole asks for (`calculate_loss`, `predict`, `full_sort_predict`) is here.
     """
@@ -205,6 +206,17 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         """Sorted ids of the items that a step must encode, or None: all (graph models need all)."""
         return None
+
+    def new_items(self, enc: Encoded) -> Tensor:
+        """(R, d') embeddings of items that were never trained on, from their modality representations alone.
+
+        Raises:
+            ConfigError: the model is not defined for such items.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no score for items without interactions: its items are made of more than their "
+            "modality representations; VBPR and FREEDOM have one"
+        )
 
     def before_epoch(self, epoch: int) -> None:
         """Called by the trainer before each training epoch."""

@@ -114,6 +114,9 @@ class FREEDOM(MultimodalRecommender):
             items = gather_rows(items, enc.items)
         return Embeddings(users, items, dict.fromkeys(enc.z, users))
 
+    def new_items(self, enc: Encoded) -> Tensor:
+        return functools.reduce(torch.add, enc.z.values())  # <e_u, z^m>, as the auxiliary losses train it
+
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         u = batch.users_of(emb.users)
 

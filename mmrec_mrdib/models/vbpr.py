@@ -59,6 +59,10 @@ class VBPR(MultimodalRecommender):
         theta = self.users[:, self.width :]
         return Embeddings(self.users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
 
+    def new_items(self, enc: Encoded) -> Tensor:
+        z = functools.reduce(torch.add, enc.z.values())
+        return torch.cat([torch.zeros_like(z), z], dim=1)  # <theta_u, z_i>: there is no gamma_i
+
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
         parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}

@@ -144,6 +144,9 @@ class MRdIB(MultimodalRecommender):
     def features(self, modality: str) -> Tensor:
         return self.backbone.features(modality)
 
+    def new_items(self, enc: Encoded) -> Tensor:
+        return self.backbone.new_items(enc)
+
     def before_epoch(self, epoch: int) -> None:
         self.backbone.before_epoch(epoch)
 
