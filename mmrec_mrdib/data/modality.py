@@ -105,6 +105,8 @@ def open_rows(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a valid .npy file ({error})") from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+    except Exception as error:  # a broken header ends in anything: TokenError, OverflowError, RecursionError, ...
+        raise DataError(f"{path}: not a valid .npy file ({type(error).__name__}: {error})") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "fiub" or 0 in rows.shape:
         shape = getattr(rows, "shape", "?")
         raise DataError(
