@@ -51,6 +51,10 @@ def raw_files(folder):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("drug", "x", "y"), *((f"d{i}", i, -i) for i in range(15))])
     (folder / "datasets").mkdir()
+    (folder / "new").mkdir()
+    np.save(folder / "new" / "image_feat.npy", np.ones((2, 4096)))
+    for name in ("image", "text"):
+        (folder / "new" / f"{name}_ids.txt").write_text("n0\nn1\n")
 
 
 def test_the_commands_of_the_data_page(tmp_path, monkeypatch, capsys):
@@ -64,6 +68,9 @@ def test_the_commands_of_the_data_page(tmp_path, monkeypatch, capsys):
         arguments = [name for a in arguments for name in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
         if arguments[0] == "train":
             arguments += ["--epochs=2", "--quiet"]
+        if "--new-items" in arguments:  # as wide as the features that were made above
+            width = np.load("datasets/baby/text_feat.npy").shape[1]
+            np.save("new/text_feat.npy", np.ones((2, width)))
         codes.append(cli.main(arguments))
     # the first check tells that an item has no picture, as the page says
     assert codes == [0, 0, 1, *[0] * (len(codes) - 3)], capsys.readouterr()

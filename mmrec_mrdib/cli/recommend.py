@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_mrdib.errors import ConfigError, DataError, listed
+from mmrec_mrdib.errors import ConfigError, DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     rows = write_recommendations(blocks, options.output)
     print(f"{options.output}: {rows} rows, {len(known)} users", file=sys.stderr)
     if unknown:
-        print(f"{len(unknown)} users unknown or without training interactions: {listed(unknown)}", file=sys.stderr)
+        print(f"{len(unknown)} users unknown or without training interactions:", *unknown, sep="\n", file=sys.stderr)
         return 1
     return 0
 
