@@ -67,6 +67,21 @@ def test_in_blocks_and_with_fewer_items_than_asked_for(fitted, toy, monkeypatch)
     pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), whole)
 
 
+def test_original_ids_only_of_a_prepared_folder(fitted, toy):
+    folder = fitted()
+    (toy / "toy" / "users.txt").write_text("somebody else's list\n")
+    assert load(folder).users[1] != "somebody else's list"
+    (toy / "toy" / "items.txt").write_text("".join(f"item {n}\n" for n in range(30)))
+    (toy / "toy" / "prepared.json").write_text("{}")
+    with pytest.raises(DataError, match=r"users\.txt: does not name the data's users"):
+        load(folder)
+    (toy / "toy" / "users.txt").write_text("".join(f"user {n}\n" for n in range(40)))
+    trained = load(folder)
+    own = trained.dataset.field2id_token["user_id"]
+    assert trained.users[1:].tolist() == [f"user {t}" for t in own[1:]]
+    assert set(trained.recommend(["user 3"], 2)["item"]) <= {f"item {n}" for n in range(30)}
+
+
 def test_unknown_users(fitted):
     trained = load(fitted())
     assert trained.split_users(["7", "nobody", "7", "[PAD]", 3]) == (["7", "3"], ["nobody", "[PAD]"])

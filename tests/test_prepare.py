@@ -156,9 +156,11 @@ def test_amazon(tmp_path, capsys, year, packed):
     out = capsys.readouterr().out
     assert "30 users, 12 items, 240 of 240 interactions" in out and "2 lines skipped" in out
     assert {p.name for p in target.iterdir()} == {
-        "baby.inter", "users.txt", "items.txt", "items.jsonl", "image_feat.npy", "image_ids.txt",
+        "baby.inter", "prepared.json", "users.txt", "items.txt", "items.jsonl", "image_feat.npy", "image_ids.txt",
     }  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {"reviews.json", "meta.json", "images.b", "baby"}
+    how = json.loads((target / "prepared.json").read_text())
+    assert how["core"] == 5 and how["seed"] == 2020 and how["reviews"] == [str(path)]
     items = (target / "items.txt").read_text().split()
     assert items == [f"B{n:09}" for n in range(12)]
     told = [json.loads(line) for line in (target / "items.jsonl").read_text().splitlines()]

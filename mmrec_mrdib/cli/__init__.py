@@ -14,7 +14,7 @@ from mmrec_mrdib.errors import MRdIBError
 COMMANDS = {
     "train": "train a model, with or without MRdIB, or both side by side",
     "recommend": "top-K lists of a trained model, in original ids",
-    "data": "look at a data set: `data check DIR`",
+    "data": "check a data set, prepare one from raw files, encode texts and pictures",
     "export": "user, item and per-modality embeddings of a trained model, with ids",
 }
 

@@ -277,7 +277,7 @@ def _amazon(options: argparse.Namespace) -> int:
             notes.append(_lacking("image", len(features.row_of), len(items)))
 
         extra.append(images)
-    prepare.write_mmrec(options.output, table, labels, extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
     return _done(options.output, raw, skipped, table, labels, notes)
 
 
@@ -307,8 +307,17 @@ def _csv(options: argparse.Namespace) -> int:
         features = tables.read_features(path, options.feature_id or options.item, options.separator)
         extra.append(prepare.feature_writer(name, features, items))
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
-    prepare.write_mmrec(options.output, table, labels, extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a `prepare`, as plain values, for its record."""
+    plain = {k: v for k, v in vars(options).items() if k not in ("run", "output")}
+    return {
+        k: [str(x) for x in v] if isinstance(v, list) else str(v) if isinstance(v, Path) else v
+        for k, v in plain.items()
+    }
 
 
 def _lacking(name: str, found: int, items: int) -> str:
@@ -346,7 +355,13 @@ def _recbole(options: argparse.Namespace) -> int:
         table, labels = whole.kept(first).renumbered(), labels[first]
     items = table.item_tokens.tolist()
     found = atomic.features(options.folder)
-    prepare.write_mmrec(options.output, table, labels, [prepare.feature_writer(n, f, items) for n, f in found.items()])
+    prepare.write_mmrec(
+        options.output,
+        table,
+        labels,
+        _settings(options),
+        [prepare.feature_writer(n, f, items) for n, f in found.items()],
+    )
     notes = [_lacking(n, sum(t in f.row_of for t in items), len(items)) for n, f in found.items()]
     return _done(options.output, len(whole), 0, table, labels, notes)
 

@@ -6,20 +6,23 @@ data and on the seed, never on the order of the lines. Tokens are numbered in so
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from mmrec_mrdib import __version__
 from mmrec_mrdib.errors import ConfigError, DataError, listed
 
 TRAIN, VALID, TEST = 0, 1, 2
+PREPARED = "prepared.json"  # its presence vouches for users.txt and items.txt
 
 
 class Collector:
@@ -172,11 +175,14 @@ def write_mmrec(
     target: Path,
     table: Table,
     labels: np.ndarray,
+    about: dict[str, Any],
     extra: Iterable[Callable[[Path], None]] = (),
 ) -> None:
-    """A folder in the MMRec layout: `<name>.inter`, and the original ids in `users.txt` and `items.txt` (line n: id n).
+    """A folder in the MMRec layout: `<name>.inter`, the original ids in `users.txt` and `items.txt` (line n: id n), and
+    `prepared.json` with how it was made.
 
     Args:
+        about: the settings, as plain values.
         extra: further writers, each given the folder. It is a temporary one, renamed when all of them are through.
     """
     with_times = not np.isnan(table.times).all()
@@ -192,6 +198,7 @@ def write_mmrec(
         frame.to_csv(folder / f"{target.name}.inter", sep="\t", index=False, float_format="%.15g")
         for name, tokens in (("users", table.user_tokens), ("items", table.item_tokens)):
             (folder / f"{name}.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+        (folder / PREPARED).write_text(json.dumps({"version": __version__, **about}, indent=1) + "\n", encoding="utf-8")
 
     write_folder(target, [interactions, *extra])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.data import modality
+from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
 from mmrec_mrdib.evaluation import by_user, cells
 from mmrec_mrdib.experiment import record
@@ -242,17 +243,17 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
 
 
 def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
-    """The tokens, or what line n of `users.txt` or `items.txt` beside the data says of token n (`data prepare` writes them)."""
+    """The tokens; of a folder that `data prepare` made, what line n of its `users.txt` or `items.txt` says of token n."""
     own = np.asarray(tokens).astype(str)
     path = folder / f"{kind}.txt"
-    if not path.is_file():
+    if not (folder / PREPARED).is_file():
         return own
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
+        lines = path.read_text(encoding="utf-8").splitlines()
         return np.asarray([own[0], *(lines[int(token)] for token in own[1:])])
-    except (ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise DataError(
-            f"{path}: {len(lines)} lines, but the data name {kind} beyond; line n must be the id of number n"
+            f"{path}: does not name the data's {kind} ({error}); line n must be the id of number n"
         ) from error
 
 
