@@ -202,6 +202,13 @@ def test_mistakes(shop, monkeypatch, capsys, arguments, message):
     assert {p.name for p in shop.iterdir()} == {"items.txt", "items.jsonl"}
 
 
+def test_separators_inside_a_text_end_no_line(shop):
+    texts = ["a\u2028b", "c\x85d", "e", "f", "g"]
+    records = [json.dumps({"id": f"id{n}", "title": t}, ensure_ascii=False) for n, t in enumerate(texts)]
+    (shop / "items.jsonl").write_text("\n".join(records) + "\n")
+    assert encode.item_texts(shop, ["title"]) == texts
+
+
 def test_texts_that_do_not_belong_to_the_items(shop):
     lines = (shop / "items.jsonl").read_text().splitlines()
     for content, message in (

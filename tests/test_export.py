@@ -160,6 +160,16 @@ def test_recommend_command(fitted, tmp_path, capsys, kind):
     assert len(read(out)) == 40 * 20 and {p.name for p in tmp_path.glob("*recs*")} == {out.name}
 
 
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_only_unknown_users_leave_an_empty_file(fitted, tmp_path, capsys, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    out = tmp_path / f"recs.{kind}"
+    (tmp_path / "users.txt").write_text("nobody\n")
+    assert cli.main(["recommend", fitted(), "--users", str(tmp_path / "users.txt"), "--output", str(out)]) == 1
+    assert read(out) == []
+
+
 def test_export_command(fitted, tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
     folder = fitted()

@@ -233,6 +233,35 @@ def test_tables(clinic, capsys, kind):
     ]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Tokyo"])
+def test_dates_of_any_unit_are_seconds(clinic, unit, zone):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    frame = pd.read_csv(clinic / "visits.csv")
+    dates = pd.to_datetime(frame["day"]).astype(f"datetime64[{unit}]")
+    frame["day"] = dates if zone is None else dates.dt.tz_localize(zone)
+    frame.to_parquet(clinic / "visits.parquet")
+    assert run("csv", *columns(clinic, "parquet"), "--core", 1, "--output", clinic / "out") == 0
+    times = pd.read_csv(clinic / "out" / "out.inter", sep="\t")["timestamp"]
+    first = pd.Timestamp("2024-01-01", tz=zone or "UTC").timestamp()
+    assert times.min() == first and times.max() == first + 7 * 86400
+
+
+def test_extend_is_add_many_times():
+    generator = np.random.default_rng(0)
+    rows = [(f"u{generator.integers(5)}", f"i{generator.integers(4)}", float(n), float(-n)) for n in range(50)]
+    one, many = Collector(), Collector()
+    for row in rows:
+        one.add(*row)
+    for part in (rows[:20], rows[20:20], rows[20:]):
+        users, items, ratings, times = (
+            np.array([r[c] for r in part], dtype=t) for c, t in enumerate((object, object, float, float))
+        )
+        many.extend(users, items, ratings, times)
+    for a, b in zip(vars(one.table()).values(), vars(many.table()).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_ratings_below_a_limit_are_left_out(clinic):
     more = ["--rating", "stars", "--min-rating", 2, "--core", 1, "--output", clinic / "out"]
     assert run("csv", *columns(clinic), *more) == 0

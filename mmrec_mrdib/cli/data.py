@@ -12,6 +12,8 @@ from typing import Any
 
 from mmrec_mrdib.errors import ConfigError, DataError
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a modality: it becomes part of file names
+
 
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
@@ -153,7 +155,7 @@ def _encode(options: argparse.Namespace) -> int:
     from mmrec_mrdib.data import encode
 
     name = options.name or ("text" if options.text else "image")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not _NAME.fullmatch(name):
         raise ConfigError(f"--name={name}: expected letters, digits, - and _")
     if options.batch_size < 1 or options.dims < 1:
         raise ConfigError("--batch-size and --dims must be 1 or more")
@@ -289,7 +291,7 @@ def _csv(options: argparse.Namespace) -> int:
     files: dict[str, Path] = {}
     for text in options.features:
         name, equals, file = text.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in files:
+        if not equals or not _NAME.fullmatch(name) or name in files:
             raise ConfigError(f"--features={text}: expected NAME=FILE, each NAME once, of letters, digits, - and _")
         files[name] = Path(file)
     if options.min_rating is not None and options.rating is None:

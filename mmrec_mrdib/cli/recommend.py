@@ -49,8 +49,6 @@ def main(arguments: Sequence[str]) -> int:
 
     trained = load(options.run, options.data_path)
     known, unknown = trained.split_users(trained.users[trained.trained_users] if wanted is None else wanted)
-    if options.top < 1:
-        raise ConfigError(f"--top={options.top}: expected 1 or more")
     if options.new_items is not None:
         blocks = trained.new_blocks(options.new_items, known, options.top)
     else:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mmrec_mrdib.data import modality
-from mmrec_mrdib.data.sources import mmrec
+from mmrec_mrdib.data.sources import atomic, mmrec
 from mmrec_mrdib.errors import MRdIBError, listed
 from mmrec_mrdib.schema import ModalityFile, read_yaml
 
@@ -159,16 +159,11 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
 def _atomic(path: Path, report: Report) -> set[str] | None:
     """Item tokens of an atomic .inter file; findings and counts go into the report."""
     try:
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_filter=False, engine="c")
-    except (ValueError, UnicodeDecodeError) as error:
-        report.findings.append(Finding("error", path.name, f"not a tab-separated table ({str(error).strip()})"))
+        frame = atomic.read_frame(path)
+    except MRdIBError as error:
+        report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
         return None
     wanted = ("user_id:token", "item_id:token")
-    lacking = [c for c in wanted if c not in frame.columns]
-    if lacking:
-        what = f"the header lacks {', '.join(lacking)} (found {listed(frame.columns, 8)})"
-        report.findings.append(Finding("error", path.name, what))
-        return None
     for column in wanted:
         empty = np.flatnonzero(frame[column].str.strip() == "")
         if len(empty):

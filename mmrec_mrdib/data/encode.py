@@ -51,7 +51,7 @@ def item_tokens(folder: Path) -> list[str]:
         DataError: there is none.
     """
     try:
-        return (folder / "items.txt").read_text(encoding="utf-8").splitlines()
+        return (folder / "items.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{folder / 'items.txt'}: cannot be read ({error}); expected the item id of each row, one a line"
@@ -67,7 +67,8 @@ def item_texts(folder: Path, fields: Sequence[str]) -> list[str]:
     """
     path, tokens = folder / "items.jsonl", item_tokens(folder)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): it would also split at U+2028 and the like, which may stand inside a text.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         records = [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         raise DataError(

@@ -41,6 +41,18 @@ class Collector:
         ratings.append(rating)
         times.append(time)
 
+    def extend(self, users: np.ndarray, items: np.ndarray, ratings: np.ndarray, times: np.ndarray) -> None:
+        """Many at once: only the distinct tokens are looked at one by one."""
+        for column, tokens, codes in (
+            (self._columns[0], users, self._users),
+            (self._columns[1], items, self._items),
+        ):
+            which, distinct = pd.factorize(tokens)
+            known = np.array([codes.setdefault(str(t), len(codes)) for t in distinct], dtype=column.typecode)
+            column.frombytes(known[which].tobytes())
+        for numbers, values in zip(self._columns[2:], (ratings, times), strict=True):
+            numbers.frombytes(np.asarray(values, dtype=numbers.typecode).tobytes())
+
     def __len__(self) -> int:
         return len(self._columns[0])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.data import modality
 from mmrec_mrdib.data.prepare import PREPARED
+from mmrec_mrdib.data.sources.table import pyarrow
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
 from mmrec_mrdib.evaluation import by_user, cells
 from mmrec_mrdib.experiment import record
@@ -27,7 +27,6 @@ from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
 from mmrec_mrdib.mrdib.plugin import MRdIB
 
-logger = logging.getLogger(__name__)
 _SCORES = 1 << 24  # user-item scores in memory at a time: 64 MB
 # What a Config derives, or what belongs to the machine: not handed on to the Config that is made again.
 _DERIVED = (
@@ -88,9 +87,7 @@ class Trained:
         self, users: Iterable[str] | None = None, k: int = 20, exclude_seen: bool = True
     ) -> Iterator[pd.DataFrame]:
         """`recommend` piece by piece, in bounded memory."""
-        if k < 1:
-            raise ConfigError(f"--top={k}: expected 1 or more")
-        ids = self._ids(users)
+        ids = self._ids(users, k)
         n_items = len(self.items)
         # Item 0 is padding: nobody's.
         everyone = torch.arange(len(self.users), device=ids.device)
@@ -133,7 +130,7 @@ class Trained:
         tokens, enc = self._encode_new(Path(folder))
         items = self.model.new_items(enc)
         table = self.model.evaluation_embeddings().users
-        ids = self._ids(users)
+        ids = self._ids(users, k)
         for part in ids.split(max(_SCORES // len(tokens), 1)):
             best = torch.topk(self.model.score(table[part], items).float(), min(k, len(tokens)), dim=1)
             values, found = best.values.cpu().numpy(), best.indices.cpu().numpy()
@@ -185,7 +182,9 @@ class Trained:
         """The backbone, which has the encoders."""
         return self.model.backbone if isinstance(self.model, MRdIB) else self.model
 
-    def _ids(self, users: Iterable[str] | None) -> Tensor:
+    def _ids(self, users: Iterable[str] | None, k: int) -> Tensor:
+        if k < 1:
+            raise ConfigError(f"--top={k}: expected 1 or more")
         known, unknown = self.split_users(self.users[self.trained_users] if users is None else users)
         if unknown:
             raise DataError(f"{len(unknown)} users are unknown or had no training interaction ({listed(unknown)})")
@@ -249,7 +248,7 @@ def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
     if not (folder / PREPARED).is_file():
         return own
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         return np.asarray([own[0], *(lines[int(token)] for token in own[1:])])
     except (OSError, ValueError, IndexError) as error:
         raise DataError(
@@ -319,27 +318,18 @@ def _jsonl(path: Path, stack: ExitStack) -> _Write:
 
 
 def _parquet(path: Path, stack: ExitStack) -> _Write:
-    arrow, parquet = _pyarrow()
+    arrow = pyarrow()
     writer: Any = None
 
     def write(block: pd.DataFrame) -> None:
         nonlocal writer
         table = arrow.Table.from_pandas(block.astype({"user": str, "item": str}), preserve_index=False)
         if writer is None:
-            opened: AbstractContextManager[Any] = parquet.ParquetWriter(path, table.schema)
+            opened: AbstractContextManager[Any] = arrow.parquet.ParquetWriter(path, table.schema)
             writer = stack.enter_context(opened)
         writer.write_table(table)
 
     return write
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("parquet needs pyarrow: pip install 'mmrec-mrdib[parquet]'") from error
-    return pyarrow, pyarrow.parquet
 
 
 def write_embeddings(trained: Trained, path: Path) -> list[str]:
@@ -356,12 +346,12 @@ def write_embeddings(trained: Trained, path: Path) -> list[str]:
         return list(arrays)
     if path.suffix:
         raise ConfigError(f"--output={path}: expected a name that ends in .npz, or a folder for parquet files")
-    arrow, parquet = _pyarrow()
+    arrow = pyarrow()
     path.mkdir(parents=True, exist_ok=True)
     for name, table in arrays.items():
         ids = user_ids if name.startswith("user") else item_ids
         vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(table.ravel()), table.shape[1])
         temporary = path / f".{name}.tmp"
-        parquet.write_table(arrow.table({"id": arrow.array(ids.tolist()), "vector": vectors}), temporary)
+        arrow.parquet.write_table(arrow.table({"id": arrow.array(ids.tolist()), "vector": vectors}), temporary)
         temporary.replace(path / f"{name}.parquet")
     return list(arrays)

@@ -207,6 +207,11 @@ class MultimodalRecommender(GeneralRecommender, ABC):
         """Sorted ids of the items that a step must encode, or None: all (graph models need all)."""
         return None
 
+    def only_distinct(self, batch: Batch) -> Tensor | None:
+        """`items_to_encode` of a model whose step needs the batch's items alone."""
+        # Small catalogues are nearly all in a batch: finding the distinct items would cost more than it saves.
+        return None if self.n_items <= 2 * len(batch.users) else batch.items
+
     def new_items(self, enc: Encoded) -> Tensor:
         """(R, d') embeddings of items that were never trained on, from their modality representations alone.
 

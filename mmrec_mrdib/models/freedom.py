@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any, ClassVar
 
 import torch
@@ -24,8 +23,6 @@ from mmrec_mrdib.graphs import (
 from mmrec_mrdib.losses import bpr
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class FREEDOMSettings(Settings):
@@ -100,7 +97,7 @@ class FREEDOM(MultimodalRecommender):
         self.pruned = edges.normalised("both").both_ways().matrix()
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
-        return None if self.n_items <= 2 * len(batch.users) else batch.items
+        return self.only_distinct(batch)
 
     def propagate(self, enc: Encoded) -> Embeddings:
         graph = self.pruned if self.training and self.pruned is not None else self.graph

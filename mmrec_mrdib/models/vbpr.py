@@ -50,8 +50,7 @@ class VBPR(MultimodalRecommender):
             nn.init.zeros_(encoder.bias)
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
-        # Small catalogues are nearly all in a batch: finding the distinct items would cost more than it saves.
-        return None if self.n_items <= 2 * len(batch.users) else batch.items
+        return self.only_distinct(batch)
 
     def propagate(self, enc: Encoded) -> Embeddings:
         gamma = self.items if enc.items is None else gather_rows(self.items, enc.items)

@@ -43,8 +43,10 @@ class BadLines:
         self.lines: list[int] = []
 
     def add(self, line: int, why: str) -> None:
-        """Raises:
-        DataError: one too many; names the lines.
+        """Note a line.
+
+        Raises:
+            DataError: one too many; names the lines.
         """
         self.lines.append(line)
         if len(self.lines) > self.limit:

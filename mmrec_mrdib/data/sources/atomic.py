@@ -29,7 +29,7 @@ def read(folder: Path) -> tuple[Table, np.ndarray | None]:
         raise DataError(f"{folder}: neither {whole.name} nor {', '.join(p.name for p in parts)}")
     collector, labels = Collector(), []
     for label, path in enumerate([whole] if whole.is_file() else parts):
-        frame = _frame(path)
+        frame = read_frame(path)
         users, items = frame["user_id:token"].to_numpy(), frame["item_id:token"].to_numpy()
         numbers = {
             name: pd.to_numeric(frame[f"{name}:float"], errors="coerce").to_numpy(dtype=np.float64)
@@ -37,13 +37,17 @@ def read(folder: Path) -> tuple[Table, np.ndarray | None]:
             else np.full(len(frame), np.nan)
             for name in ("rating", "timestamp")
         }
-        for row in zip(users, items, numbers["rating"], numbers["timestamp"], strict=True):
-            collector.add(*row)
+        collector.extend(users, items, numbers["rating"], numbers["timestamp"])
         labels.append(np.full(len(frame), label))
     return collector.table(), None if whole.is_file() else np.concatenate(labels)
 
 
-def _frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> pd.DataFrame:
+    """An atomic .inter file, all cells as text.
+
+    Raises:
+        DataError: not a tab-separated table, or one without user_id:token and item_id:token.
+    """
     try:
         frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_filter=False, engine="c")
     except (ValueError, UnicodeDecodeError) as error:

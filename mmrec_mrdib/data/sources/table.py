@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,20 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() in (".parquet", ".pq")
 
 
+def pyarrow() -> Any:
+    """The package with its parquet module.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import pyarrow as package
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("parquet needs pyarrow: pip install 'mmrec-mrdib[parquet]'") from error
+    return package
+
+
 def chunks(path: Path, separator: str) -> Iterator[pd.DataFrame]:
     """The table piece by piece; of CSV all cells as text, '' where empty.
 
@@ -27,11 +42,7 @@ def chunks(path: Path, separator: str) -> Iterator[pd.DataFrame]:
     """
     try:
         if is_parquet(path):
-            try:
-                import pyarrow.parquet
-            except ImportError as error:
-                raise ConfigError("parquet needs pyarrow: pip install 'mmrec-mrdib[parquet]'") from error
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with pyarrow().parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS):
                     yield batch.to_pandas()
         else:
@@ -64,16 +75,20 @@ def _tokens(column: pd.Series) -> np.ndarray:
 def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """(values, which are there but neither a number nor a date); dates become seconds."""
     if column.dtype.kind == "M":
-        return column.astype("int64").to_numpy() / 1e9, np.zeros(len(column), dtype=bool)
+        return _seconds(column), np.zeros(len(column), dtype=bool)
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     given = (column.notna() & (column.astype(str).str.strip() != "")).to_numpy()
     text = np.flatnonzero(np.isnan(values) & given)
     if len(text):
-        dates = pd.to_datetime(column.iloc[text], errors="coerce", utc=True, format="ISO8601")
-        seconds = (dates - pd.Timestamp("1970-01-01", tz="UTC")).dt.total_seconds()
         values = values.copy()
-        values[text] = seconds.to_numpy()
+        values[text] = _seconds(column.iloc[text])
     return values, given & ~np.isfinite(values)
+
+
+def _seconds(column: pd.Series) -> np.ndarray:
+    """Seconds since 1970 (UTC) of dates, or of text in ISO form; NaN where there is none. Whatever the unit of the dtype."""
+    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+    return (dates - pd.Timestamp("1970-01-01", tz="UTC")).dt.total_seconds().to_numpy(dtype=np.float64)
 
 
 def read_interactions(
@@ -107,8 +122,8 @@ def read_interactions(
                 f"{path}, line {listed(bad, 5)}: no user, no item, or a rating or time that is no number; "
                 f"{len(bad)} such lines, --max-bad={max_bad} allowed"
             )
-        for n in np.flatnonzero(~broken):
-            collector.add(users[n], items[n], values["rating"][n], values["time"][n])
+        sound = ~broken
+        collector.extend(users[sound], items[sound], values["rating"][sound], values["time"][sound])
         before += len(frame)
     return len(bad)
 
