@@ -97,6 +97,9 @@ def _one_line(error: ValidationError) -> str:
     return f"--{key}={first['input']!r}: {message.removeprefix('value error, ')}"
 
 
+Control = Literal["shuffle", "constant", "random"]
+
+
 def _names(value: Any) -> Any:
     """'text,vggish' -> ['text', 'vggish']: how lists are written on the command line."""
     if isinstance(value, str):
@@ -128,8 +131,14 @@ class DataSettings(Settings):
     """What to do with items that lack features: refuse, give them the mean row, or leave the items out."""
     cold_items: float = Field(ge=0, lt=1)
     """Share of the items that are held out of all splits and ranked at the end as new ones."""
+    feature_noise: float | None = None
+    """Signal-to-noise ratio in dB of Gaussian noise added to the features; none: no noise."""
+    feature_dropout: float = Field(ge=0, lt=1)
+    """Share of the items that lose one modality each, at random; the mean row stands in."""
+    feature_control: Control | dict[str, Control] | None = None
+    """Take the information out of all modalities, or of those named, and keep the form."""
     split_seed: int
-    """Seed of a random split, apart from `seed`, so that all seeds of a comparison share one split."""
+    """Seed of a random split and of corrupted features, apart from `seed`: all seeds of a comparison share them."""
 
     _split_names = field_validator("modalities", mode="before")(_names)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmrec_mrdib import compat
-from mmrec_mrdib.data import builtin, modality
+from mmrec_mrdib.data import builtin, corrupt, modality
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import DataError, listed
 from mmrec_mrdib.schema import DataSettings
@@ -217,6 +217,23 @@ class MultimodalDataset(Dataset):
                 f", {imputed} items without features got the mean row" if imputed else "",
             )  # fmt: skip
         self._files = []  # closes the memory maps
+        self._corrupt_features()
+
+    def _corrupt_features(self) -> None:
+        settings, seed = self.settings, self.settings.split_seed
+        values = {m: x.numpy() for m, x in self.features.items()}  # the same memory
+        for m, kind in corrupt.controls_by_modality(settings.feature_control, list(values)).items():
+            corrupt.control(values[m], kind, corrupt.generator(seed, "control", m))
+            logger.info("modality %s: control '%s', its information is gone", m, kind)
+        if settings.feature_noise is not None:
+            for m, table in values.items():
+                corrupt.add_noise(table, settings.feature_noise, corrupt.generator(seed, "noise", m))
+            logger.info("Gaussian noise in all features, %g dB below the signal", settings.feature_noise)
+        if settings.feature_dropout and values:
+            for m, lost in corrupt.lose(values, settings.feature_dropout, corrupt.generator(seed, "lost")).items():
+                self.missing[m] |= torch.from_numpy(lost)
+                self.notes[f"items_that_lost_{m}"] = int(lost.sum())
+                logger.info("modality %s: lost by %d items, the mean row stands in", m, lost.sum())
 
     def fingerprint(self, parts: Iterable[Dataset]) -> str:
         """Hash of all that a model sees of the data: the splits and the features (hex, 16 digits)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -16,7 +17,9 @@ from mmrec_mrdib.mrdib.encoder import Gaussian
 from mmrec_mrdib.mrdib.estimators import REGISTRY
 from mmrec_mrdib.mrdib.objectives.rate import rate
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
-from mmrec_mrdib.mrdib.objectives.unique import unique
+from mmrec_mrdib.mrdib.objectives.synergistic import synergistic
+from mmrec_mrdib.mrdib.objectives.unique import margin, unique
+from mmrec_mrdib.mrdib.weighting import TERMS, AutoWeights
 from mmrec_mrdib.schema import Settings
 
 
@@ -31,7 +34,21 @@ class MRdIBSettings(Settings):
     """alpha_2, the weight of the mutual information between modalities."""
     unique_weight: float = Field(ge=0)
     """alpha_3, the weight of the unimodal predictions."""
-    mi_estimator: Literal["mine"]
+    synergy_weight: float = Field(ge=0)
+    """alpha_4, the weight of the fused prediction where no modality alone is right (ours; 0 is the paper)."""
+    weighting: Literal["fixed", "auto"]
+    """fixed: alpha_1 to alpha_3 as given; auto: they set themselves, from these values on (0 stays 0)."""
+    rate_target: float = Field(gt=0)
+    """auto: nats per dimension that alpha_1 holds the KL at."""
+    redundant_share: float = Field(gt=0)
+    """auto: pull of the redundancy at z, as a share of that of the recommendation loss."""
+    unique_share: float = Field(gt=0)
+    """auto: the same for the unimodal predictions."""
+    weight_bounds: tuple[Annotated[float, Field(gt=0)], float]
+    """auto: least and largest weight."""
+    balance_interval: int = Field(ge=1)
+    """auto: steps between two measurements of these pulls."""
+    mi_estimator: Literal["mine", "club", "infonce", "gaussian"]
     """Estimator of mutual information."""
     mi_hidden_size: int = Field(ge=1)
     """Width of its hidden layer."""
@@ -48,23 +65,26 @@ class MRdIBSettings(Settings):
     def _ordered(self) -> Self:
         if not self.min_log_var <= self.init_log_var <= self.max_log_var:
             raise ValueError("expected min_log_var <= init_log_var <= max_log_var")
+        if self.weight_bounds[0] > self.weight_bounds[1]:
+            raise ValueError("expected weight_bounds=[least, largest]")
         return self
 
 
 class MRdIB(MultimodalRecommender):
-    """L = L_rec + alpha_1 L_KL + alpha_2 L_R + alpha_3 L_U around `backbone`; L_rec is all of the backbone's own loss.
+    """L = L_rec + alpha_1 L_KL + alpha_2 L_R + alpha_3 L_U + alpha_4 L_S around `backbone`; L_rec is all of the backbone's own loss.
 
     | term | formula | over |
     |---|---|---|
     | rate | sum_m E_i KL(q(z^m given x_i^m) to N(0, I)) | distinct items of the batch |
-    | redundant | mean over pairs of I(z^m; z^m'), adversarial (see MINE) | distinct items of the batch |
+    | redundant | mean over pairs of I(z^m; z^m'), by `mi_estimator` | distinct items of the batch |
     | unique | sum_m BPR of <p_u^m, z_i^m> | pairs of the batch |
+    | synergistic | BPR of s(u, i), weighted by how wrong every modality alone is (ours, off by default) | pairs of the batch |
 
     p_u^m is the backbone's own view of the user through a modality; where it has none, a table owned by the plug-in.
-    Any number of modalities; with one, L_R is 0. A term whose weight is 0 is not computed. Prediction is the backbone's, with
-    means, and costs what the backbone's costs.
+    Any number of modalities; with one, L_R is 0. A term whose weight is 0 is not computed. With `weighting: auto` alpha_1 to alpha_3
+    set themselves (see AutoWeights). Prediction is the backbone's, with means, and costs what the backbone's costs.
 
-    Deviations: pairs and sums over M > 2 modalities are ours (the paper has two).
+    Deviations: pairs and sums over M > 2 modalities, alpha_4 and the automatic weights are ours (the paper has two modalities).
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -87,10 +107,20 @@ class MRdIB(MultimodalRecommender):
         estimator = registry.load(REGISTRY[settings.mi_estimator])
         self.redundancy = Redundancy(
             tuple(widths) if settings.redundant_weight else (),
-            lambda: estimator(dim, settings.mi_hidden_size, settings.mi_ema_rate),
+            lambda: estimator.create(dim, settings.mi_hidden_size, settings.mi_ema_rate),
         )
+        weights = {t: getattr(settings, f"{t}_weight") for t in TERMS}
+        if not self.redundancy.pairs:
+            weights["redundant"] = 0.0
+        self.weights = {t: weight for t, weight in weights.items() if weight}
+        self.auto: AutoWeights | None = None
+        if settings.weighting == "auto":
+            shares = {"redundant": settings.redundant_share, "unique": settings.unique_share}
+            self.auto = AutoWeights(
+                self.weights, settings.rate_target, shares, settings.weight_bounds, settings.balance_interval
+            )
         self.own_views = nn.ParameterDict()
-        if settings.unique_weight:
+        if settings.unique_weight or settings.synergy_weight:
             backbone.eval()
             offered = backbone.evaluation_embeddings().user_views
             backbone.train()
@@ -99,36 +129,49 @@ class MRdIB(MultimodalRecommender):
                     self.own_views[m] = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
 
     def step_loss(self, interaction: Any) -> StepLoss:
-        """The backbone's losses and the plug-in's; logs: rate and unique by modality, mi by pair, in nats."""
+        """The backbone's losses and the plug-in's; logs: rate and unique by modality, mi by pair, in nats; automatic alphas."""
         batch = self.backbone.batch(interaction)
         enc, emb = self.backbone.forward_batch(batch)
         parts = dict(self.backbone.loss_parts(enc, emb, batch))
+        rec = tuple(parts)
         logs: dict[str, Tensor] = {}
-        weights = self.settings
+        weights: Mapping[str, Any] = self.weights if self.auto is None else self.auto.values()
         # Everything is over the distinct items of the batch; where the backbone encodes only these, it is over all there is.
         whole = enc.items is None
-        if weights.rate_weight:
+        if "rate" in weights:
             if enc.log_var is None:
                 raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
             present = batch.present if whole else None
             rates = {m: rate(enc.mean[m], enc.log_var[m], present) for m in enc.z}
-            parts["rate"] = weights.rate_weight * torch.stack(list(rates.values())).sum()
+            total = torch.stack(list(rates.values())).sum()
+            parts["rate"] = weights["rate"] * total
             logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}
-        if weights.redundant_weight:
+            if self.auto is not None and self.training:
+                self.auto.hold_rate(total.detach() / sum(z.shape[1] for z in enc.z.values()))
+        if "redundant" in weights:
             distinct = {m: gather_rows(z, batch.items) for m, z in enc.z.items()} if whole else enc.z
-            loss, nats = self.redundancy(distinct, weights.redundant_weight)
-            if loss is not None:
-                parts["redundant"] = loss
+            parts["redundant"], nats = self.redundancy(distinct, weights["redundant"])
             logs |= {f"mi/{pair}": value for pair, value in nats.items()}
-        if weights.unique_weight:
-            uniques = self._unique(enc, emb, batch)
-            parts["unique"] = weights.unique_weight * torch.stack(list(uniques.values())).sum()
+        if "unique" in weights or self.settings.synergy_weight:
+            margins = self._unimodal(enc, emb, batch)
+        if "unique" in weights:
+            uniques = {m: unique(values) for m, values in margins.items()}
+            parts["unique"] = weights["unique"] * torch.stack(list(uniques.values())).sum()
             logs |= {f"unique/{m}": value.detach() for m, value in uniques.items()}
+        if self.settings.synergy_weight:
+            fused = margin(batch.users_of(emb.users), *batch.items_of(emb.items, enc))
+            parts["synergistic"] = self.settings.synergy_weight * synergistic(fused, margins.values())
+        if self.auto is not None:
+            logs |= {f"alpha/{t}": value for t, value in weights.items()}
+            if self.training and self.auto.due():
+                terms = {t: parts[t] / weights[t] for t in ("redundant", "unique") if t in weights}
+                self.auto.balance(torch.stack([parts[p] for p in rec]).sum(), terms, list(enc.z.values()))
         return StepLoss(parts, logs)
 
-    def _unique(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+    def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
         views = {m: emb.user_views.get(m, self.own_views.get(m)) for m in enc.z}
-        return {m: unique(batch.users_of(views[m]), *batch.items_of(z, enc)) for m, z in enc.z.items()}
+        return {m: margin(batch.users_of(views[m]), *batch.items_of(z, enc)) for m, z in enc.z.items()}
 
     # Everything else is the backbone's.
 
@@ -148,6 +191,8 @@ class MRdIB(MultimodalRecommender):
         return self.backbone.new_items(enc)
 
     def before_epoch(self, epoch: int) -> None:
+        if self.auto is not None:
+            self.auto.begin_epoch()
         self.backbone.before_epoch(epoch)
 
     def evaluation_embeddings(self) -> Embeddings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,29 @@ class MIEstimator(nn.Module, ABC):
     direction: ClassVar[Literal["lower", "upper", "neither"]]
     """Whether the estimate bounds the truth from below or above (in expectation, for a fixed estimator)."""
 
+    @classmethod
     @abstractmethod
-    def forward(self, a: Tensor, b: Tensor, weight: float) -> Estimate: ...
+    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
+        """An estimator for vectors of `dim`; each takes what it needs of the rest."""
+
+    @abstractmethod
+    def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:
+        """
+        Args:
+            a, b: (R, d), row-aligned.
+            weight: how hard a and b are pushed towards independence; the estimator itself always learns with weight 1.
+        """
+
+    @staticmethod
+    def nothing(a: Tensor, b: Tensor) -> Estimate:
+        """For batches too small to say anything: 0, with a gradient of 0."""
+        zero = (a.sum() + b.sum()) * 0.0
+        return Estimate(zero.detach(), zero)
 
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: float | Tensor) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
@@ -43,7 +59,7 @@ class _Reverse(torch.autograd.Function):
         return grads[0] * -ctx.weight, None
 
 
-def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+def reverse_gradient(x: Tensor, weight: float | Tensor) -> Tensor:
     """x itself; the gradient that flows back through it is multiplied by -weight (Ganin & Lempitsky, ICML 2015)."""
     return _Reverse.apply(x, weight)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,10 @@ class MINE(MIEstimator):
         self.log_average: Tensor
         self.register_buffer("log_average", torch.tensor(math.nan))
 
+    @classmethod
+    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
+        return cls(dim, hidden, ema_rate)
+
     def scores(self, a: Tensor, b: Tensor, shift: int) -> tuple[Tensor, Tensor]:
         """T on the joint pairs (a_r, b_r) and on the product pairs (a_r, b_{r - shift}), (R,) each."""
         with full_precision(a):
@@ -82,10 +86,9 @@ class MINE(MIEstimator):
             joint, product = _Scores.apply(a.float(), b.float(), first.weight, first.bias, last, shift)
         return joint, product
 
-    def forward(self, a: Tensor, b: Tensor, weight: float) -> Estimate:
+    def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:
         if len(a) < 2:  # no product sample exists
-            zero = (a.sum() + b.sum()) * 0.0
-            return Estimate(zero.detach(), zero)
+            return self.nothing(a, b)
         shift = random_shift(len(a))
         joint, product = self.scores(reverse_gradient(a, weight), reverse_gradient(b, weight), shift)
         log_mean = torch.logsumexp(product, 0) - math.log(len(product))

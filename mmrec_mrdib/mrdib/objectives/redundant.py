@@ -24,7 +24,7 @@ class Redundancy(nn.Module):
         self.pairs = list(combinations(modalities, 2))
         self.estimators = nn.ModuleDict({f"{a}-{b}": estimator() for a, b in self.pairs})
 
-    def forward(self, z: Mapping[str, Tensor], weight: float) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def forward(self, z: Mapping[str, Tensor], weight: float | Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Loss to be *added* (it holds `weight` already), None without pairs, and the estimates in nats by pair.
 
         Args:

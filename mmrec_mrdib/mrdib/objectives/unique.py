@@ -8,12 +8,20 @@ from torch import Tensor
 from mmrec_mrdib.losses import bpr
 
 
-def unique(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """-log p(y | z^m) as BPR of the unimodal scores s_m(u, i) = <p_u^m, z_i^m>, in nats.
+def margin(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """(B,) s(u, i) - s(u, j) of inner products.
 
     Args:
-        users: (B, d) users as seen through modality m, p_u^m.
-        positive, negative: (B, d) z^m of the pairs' items.
+        users: (B, d) users; as seen through modality m, p_u^m, for a unimodal score.
+        positive, negative: (B, d) the pairs' items; their z^m.
     """
-    margin = (users * (positive - negative)).sum(-1)
-    return bpr(margin, torch.zeros_like(margin))
+    return (users * (positive - negative)).sum(-1)
+
+
+def unique(margins: Tensor) -> Tensor:
+    """-log p(y | z^m) in nats: BPR of the unimodal scores s_m(u, i) = <p_u^m, z_i^m>.
+
+    Args:
+        margins: (B,) s_m(u, i) - s_m(u, j).
+    """
+    return bpr(margins, torch.zeros_like(margins))
