@@ -88,7 +88,7 @@ def main() -> int:
     print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(options.jobs, context) as pool:
         futures = {pool.submit(execute, r, options.data_path, options.results): r for r in todo}
         for n, future in enumerate(as_completed(futures), 1):
             name, error = futures[future].name, future.exception()

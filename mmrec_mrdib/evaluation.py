@@ -175,6 +175,24 @@ class NewItems:
         return scores
 
 
+class Unimodal:
+    """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, z_i^m>.
+
+    Args:
+        model: keeps the contract, in evaluation mode, and has a view of its users through the modality.
+        modality: m.
+    """
+
+    def __init__(self, model: Any, modality: str) -> None:
+        self.model = model
+        with torch.no_grad():
+            self.users = model.evaluation_embeddings().user_views[modality]
+            self.items = model.encode_items().mean[modality]
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        return self.users[interaction[self.model.USER_ID]] @ self.items.T
+
+
 def ranking_metric(name: str, hit: Tensor, n_relevant: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
     """A metric of each user at each k, (N,) float64.
 

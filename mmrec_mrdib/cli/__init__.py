@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model, with or without MRdIB, or both side by side",
     "recommend": "top-K lists of a trained model, in original ids",
     "data": "check a data set, prepare one from raw files, encode texts and pictures",
+    "report": "what the representations of trained models hold: a page of figures, plain beside +MRdIB",
     "export": "user, item and per-modality embeddings of a trained model, with ids",
 }
 

@@ -14,7 +14,6 @@ import numpy as np
 from mmrec_mrdib.errors import ConfigError
 
 
-
 def generator(seed: int, *names: str) -> np.random.Generator:
     """A stream of its own for each purpose and modality."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])

@@ -50,11 +50,12 @@ class Trained:
         result: the content of result.json.
         model: in evaluation mode.
         dataset: the data set.
+        splits: train, valid and test.
         users, items: original ids by internal id, '[PAD]' first: the data's own, or those that `data prepare` numbered.
     """
 
     def __init__(self, result: dict[str, Any], model: Any, splits: Any, names: Path) -> None:
-        self.result, self.model, self.dataset = result, model.eval(), splits.dataset
+        self.result, self.model, self.splits, self.dataset = result, model.eval(), splits, splits.dataset
         uid, iid = self.dataset.uid_field, self.dataset.iid_field
         self.users: np.ndarray = _original(self.dataset.field2id_token[uid], names, "users")
         self.items: np.ndarray = _original(self.dataset.field2id_token[iid], names, "items")
@@ -204,8 +205,6 @@ class Trained:
         tables: dict[str, Tensor] = {"users": emb.users, "items": emb.items}
         tables |= {f"item_{m}": mean for m, mean in enc.mean.items()}
         tables |= {f"user_{m}": view for m, view in emb.user_views.items()}
-        if isinstance(self.model, MRdIB):
-            tables |= {f"user_{m}": view for m, view in self.model.own_views.items()}
         return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
 
 

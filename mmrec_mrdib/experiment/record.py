@@ -154,45 +154,6 @@ def write_per_user(path: Path, tokens: np.ndarray, per_user: Mapping[str, np.nda
     write_atomically(path, buffer.getvalue())
 
 
-def draw_curves(path: Path, title: str, epochs: list[dict[str, Any]], best_epoch: int, metric: str) -> None:
-    """curves.png: the valid metric and every loss term over the epochs. Needs matplotlib (extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    x = [e["epoch"] for e in epochs]
-    groups: dict[str, dict[str, list[float]]] = {}
-    for name in epochs[0]["losses"]:
-        groups.setdefault("loss terms (weighted)", {})[name] = [e["losses"][name] for e in epochs]
-    for name in epochs[0]["logs"]:
-        head, _, tail = name.partition("/")
-        groups.setdefault(f"{_TITLES.get(head, head)} (nats)", {})[tail] = [e["logs"][name] for e in epochs]
-    figure, axes = plt.subplots(1, 1 + len(groups), figsize=(4.2 * (1 + len(groups)), 3.4), layout="constrained")
-    axes = np.atleast_1d(axes)
-    judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
-    axes[0].plot([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])
-    axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
-    axes[0].set_title(f"valid {metric}")
-    axes[0].legend(fontsize="small")
-    for axis, (name, curves) in zip(axes[1:], groups.items(), strict=True):
-        for label, values in curves.items():
-            axis.plot(x, values, label=label)
-        axis.set_title(name)
-        axis.legend(fontsize="small")
-    for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
-
-
-_TITLES = {"rate": "rate by modality", "mi": "mutual information", "unique": "unimodal BPR"}
-
-
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak, where the system allows it (Linux)."""
     try:

@@ -22,6 +22,7 @@ from mmrec_mrdib.errors import CheckpointError, ConfigError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
+from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
 
@@ -222,8 +223,11 @@ def _finish(
         best_state | {"config": record.config_values(config), "state_dict": trainer.model.state_dict()},
     )
     if importlib.util.find_spec("matplotlib") is not None:
+        from mmrec_mrdib.experiment import figures
+
         title = f"{name} on {config['dataset']}, seed {config['seed']}"
-        record.draw_curves(folder / "curves.png", title, epochs, trainer.best_epoch, trainer.valid_metric)
+        picture = figures.curves(title, epochs, trainer.best_epoch, trainer.valid_metric)
+        write_atomically(folder / "curves.png", picture)
     else:
         logger.info("no curves.png: matplotlib is not installed (pip install 'mmrec-mrdib[plot]')")
     metrics = "  ".join(f"{k} {v:.4f}" for k, v in ranking.means.items())

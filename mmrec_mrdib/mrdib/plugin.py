@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -170,8 +171,11 @@ class MRdIB(MultimodalRecommender):
 
     def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
-        views = {m: emb.user_views.get(m, self.own_views.get(m)) for m in enc.z}
+        views = self._views(emb)
         return {m: margin(batch.users_of(views[m]), *batch.items_of(z, enc)) for m, z in enc.z.items()}
+
+    def _views(self, emb: Embeddings) -> dict[str, Tensor]:
+        return {**self.own_views, **emb.user_views}
 
     # Everything else is the backbone's.
 
@@ -196,7 +200,8 @@ class MRdIB(MultimodalRecommender):
         self.backbone.before_epoch(epoch)
 
     def evaluation_embeddings(self) -> Embeddings:
-        return self.backbone.evaluation_embeddings()
+        emb = self.backbone.evaluation_embeddings()
+        return dataclasses.replace(emb, user_views=self._views(emb))
 
     def predict(self, interaction: Any) -> Tensor:
         return self.backbone.predict(interaction)

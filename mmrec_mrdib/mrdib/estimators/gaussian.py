@@ -51,13 +51,16 @@ class GaussianMI(MIEstimator):
         with torch.autocast(a.device.type, enabled=False):
             x = torch.cat([a, b], 1).double()  # differences of log determinants
             x = x - x.mean(0)
-            std = x.square().mean(0).sqrt()
+            std = x.square().mean(0).clamp_min(1e-24).sqrt()
             # A constant column has no correlation with anything. Its rounding noise must not be blown up to one.
-            x = x * torch.where(std > _CONSTANT * std.detach().max(), 1 / std.clamp_min(1e-12), 0.0)
+            live = std > (_CONSTANT * std.max()).clamp_min(1e-10)
+            x = x * torch.where(live, 1 / std, 0.0)
             corr = (x.T @ x) * ((1 - _SHRINKAGE) / n)
             corr = corr + (1.0 - corr.diagonal().detach()).diag()  # unit diagonal, constant columns included
             plug_in = 0.5 * (_log_det(corr[:d, :d]) + _log_det(corr[d:, d:]) - _log_det(corr))
-            nats = (plug_in - 0.5 * (_bias(d, n) + _bias(b.shape[1], n) - _bias(d + b.shape[1], n))).to(a.dtype)
+            bias = _bias(x.shape[1], n).to(x.device)
+            of_a, of_b = live[:d].sum(), live[d:].sum()
+            nats = (plug_in - 0.5 * (bias[of_a] + bias[of_b] - bias[of_a + of_b])).to(a.dtype)
         return Estimate(nats.detach(), weight * nats)
 
 
@@ -65,6 +68,7 @@ def _log_det(matrix: Tensor) -> Tensor:
     return 2 * torch.linalg.cholesky(matrix).diagonal().log().sum()
 
 
-def _bias(p: int, n: int) -> float:
-    """E ln det S - ln det Sigma of p columns from n rows, up to a part linear in p, which cancels."""
-    return float(torch.digamma((n - torch.arange(1, p + 1, dtype=torch.float64)) / 2).sum())
+def _bias(most: int, n: int) -> Tensor:
+    """E ln det S - ln det Sigma of p = 0 ... `most` columns from n rows, (most + 1,), up to a part linear in p, which cancels."""
+    terms = torch.digamma((n - torch.arange(1, most + 1, dtype=torch.float64)) / 2)
+    return torch.cat([terms.new_zeros(1), terms.cumsum(0)])

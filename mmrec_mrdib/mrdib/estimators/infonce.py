@@ -43,7 +43,9 @@ class InfoNCE(MIEstimator):
         size = len(a) // groups
         a, b = (reverse_gradient(x[: groups * size], weight) for x in (a, b))
         with full_precision(a):
-            g, h = (net(x.float()).view(size, groups, -1).transpose(0, 1) for net, x in ((self.left, a), (self.right, b)))
+            g, h = (
+                net(x.float()).view(size, groups, -1).transpose(0, 1) for net, x in ((self.left, a), (self.right, b))
+            )
             scores = g @ h.transpose(1, 2) / math.sqrt(g.shape[2])  # (groups, K, K)
             own = scores.diagonal(dim1=1, dim2=2)
             bound = (own - torch.logsumexp(scores, 2)).mean() + math.log(size)

@@ -1,0 +1,152 @@
+"""Pictures of runs: bytes of PNG files. Needs matplotlib (extras `plot` and `report`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_TITLES = {
+    "rate": "rate by modality (nats)",
+    "mi": "mutual information (nats)",
+    "unique": "unimodal BPR (nats)",
+    "alpha": "weights",
+}
+_PANEL = (4.2, 3.4)  # inches
+
+
+def curves(title: str, epochs: Sequence[Mapping[str, Any]], best_epoch: int, metric: str) -> bytes:
+    """The valid metric and every loss term over the epochs of one run."""
+    x = [e["epoch"] for e in epochs]
+    groups: dict[str, dict[str, list[float]]] = {}
+    for name in epochs[0]["losses"]:
+        groups.setdefault("loss terms (weighted)", {})[name] = [e["losses"][name] for e in epochs]
+    for name in epochs[0]["logs"]:
+        head, _, tail = name.partition("/")
+        groups.setdefault(_TITLES.get(head, head), {})[tail] = [e["logs"][name] for e in epochs]
+    figure, axes = _panels(1 + len(groups))
+    judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
+    axes[0].plot([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])
+    axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
+    axes[0].set_title(f"valid {metric}")
+    axes[0].legend(fontsize="small")
+    for axis, (name, lines) in zip(axes[1:], groups.items(), strict=False):
+        for label, values in lines.items():
+            axis.plot(x, values, label=label)
+        if name == _TITLES["alpha"]:
+            axis.set_yscale("log")
+        axis.set_title(name)
+        axis.legend(fontsize="small")
+    for axis in axes[: 1 + len(groups)]:
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> bytes:
+    """Grouped bars.
+
+    Args:
+        panels: title of a panel -> group (x axis) -> bar within the group -> height.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, (title, groups) in zip(axes, panels.items(), strict=False):
+        names = list(dict.fromkeys(bar for group in groups.values() for bar in group))
+        width = 0.8 / len(names)
+        for n, name in enumerate(names):
+            heights = [group.get(name, np.nan) for group in groups.values()]
+            axis.bar(np.arange(len(groups)) + (n - (len(names) - 1) / 2) * width, heights, width, label=name)
+        _group_axis(axis, title, list(groups))
+        axis.set_ylabel(ylabel)
+    return _png(figure)
+
+
+def stacks(panels: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> bytes:
+    """As `bars`, with the bars of a group on top of each other."""
+    figure, axes = _panels(len(panels))
+    for axis, (title, groups) in zip(axes, panels.items(), strict=False):
+        names = list(dict.fromkeys(part for group in groups.values() for part in group))
+        below = np.zeros(len(groups))
+        for name in names:
+            heights = np.array([group.get(name, 0.0) for group in groups.values()])
+            axis.bar(np.arange(len(groups)), heights, 0.6, bottom=below, label=name)
+            below += heights
+        _group_axis(axis, title, list(groups))
+        axis.set_ylabel(ylabel)
+    return _png(figure)
+
+
+def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """Scatter plots: title of a panel -> name -> (N, 2) points."""
+    figure, axes = _panels(len(panels))
+    for axis, (title, groups) in zip(axes, panels.items(), strict=False):
+        for name, xy in groups.items():
+            axis.scatter(xy[:, 0], xy[:, 1], s=3, alpha=0.6, label=name, linewidths=0)
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.legend(fontsize="small", markerscale=3)
+    return _png(figure)
+
+
+def lines(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]],
+    labels: tuple[str, str],
+    ticks: Mapping[float, str] | None = None,
+) -> bytes:
+    """Lines with error bars.
+
+    Args:
+        panels: title of a panel -> line -> (x, y, half length of the error bar).
+        labels: of the x and the y axis.
+        ticks: position -> text, for an x axis that is not a number everywhere.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, (title, series) in zip(axes, panels.items(), strict=False):
+        for name, (x, y, error) in series.items():
+            axis.errorbar(x, y, error, label=name, marker="o", markersize=3, capsize=3)
+        if ticks:
+            axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.set_title(title)
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    return _png(figure)
+
+
+def _panels(n: int) -> tuple[Any, np.ndarray]:
+    """A figure of n panels, at most three in a row; those left over are empty."""
+    columns = min(n, 3)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.ravel()[n:]:
+        axis.set_axis_off()
+    return figure, axes.ravel()
+
+
+def _group_axis(axis: Any, title: str, names: Sequence[str]) -> None:
+    axis.set_title(title)
+    long = len(names) > 1 and max(len(n) for n in names) * len(names) > 40
+    axis.set_xticks(np.arange(len(names)), names, rotation=20 if long else 0, ha="right" if long else "center")
+    axis.set_xlim(-0.6, max(len(names), 2) - 0.4)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.set_ylim(top=axis.get_ylim()[1] * 1.3)  # room for the legend above the bars
+    axis.legend(fontsize="small", loc="upper left", ncols=2)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,251 @@
+"""A report on trained runs: what their representations hold, as JSON and as one HTML page that works offline."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.evaluation import Unimodal, rank
+from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment.export import Trained, load
+from mmrec_mrdib.models.base import MultimodalRecommender
+from mmrec_mrdib.mrdib import diagnostics
+from mmrec_mrdib.paths import write_atomically
+
+logger = logging.getLogger(__name__)
+REPORT_VERSION = 1
+_PAIRS = 100_000  # interactions that the decomposition looks at, at most
+_POINTS = 1_000  # items in the t-SNE picture, at most
+ATOMS = ("redundant", "unique_a", "unique_b", "synergistic")
+
+
+def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True) -> dict[str, Any]:
+    """All figures of one run, as plain values. Rankings and the decomposition are on the validation split: the test split was read when
+    the run was recorded, and is not read again.
+
+    Raises:
+        ConfigError: the model has no modalities, or no view of its users through them.
+    """
+    model, result = trained.model, trained.result
+    if not isinstance(model, MultimodalRecommender):
+        raise ConfigError(f"{folder}: {result['model']} has no modality representations to report on")
+    model.eval()
+    emb, enc = model.evaluation_embeddings(), model.encode_items()
+    lacking = [m for m in enc.mean if m not in emb.user_views]
+    if lacking:
+        raise ConfigError(f"{folder}: {result['model']} has no view of its users through {', '.join(lacking)}")
+    z = {m: mean.detach().cpu() for m, mean in enc.mean.items()}
+    views = {m: emb.user_views[m].detach().cpu() for m in z}
+    best = next(e for e in result["epochs"] if e["epoch"] == result["best_epoch"])
+    items = _trained_items(trained)
+    out = {
+        "folder": str(folder),
+        **{
+            k: result[k]
+            for k in ("model", "backbone", "plugin", "dataset", "seed", "best_epoch", "valid", "test", "epochs")
+        },
+        "valid_metric": str(result["config"]["valid_metric"]).lower(),
+        "modalities": list(z),
+        "trained_against": result["config"].get("mi_estimator") if result["plugin"] else None,
+        "rates": {name.partition("/")[2]: value for name, value in best["logs"].items() if name.startswith("rate/")},
+        "ranking": {"all": _ranking(trained, model)} | {m: _ranking(trained, Unimodal(model, m)) for m in z},
+        "redundancy": diagnostics.redundancy({m: x[items] for m, x in z.items()}, seed),
+    }
+    users, chosen, relevant = _pairs(trained, seed)
+    scores = diagnostics.modality_scores(views, z, users, chosen)
+    out["decomposition"] = diagnostics.decompose(scores, relevant, seed=seed)
+    if pictures:
+        out["tsne"] = _tsne({m: x[items] for m, x in z.items()}, seed)
+    return out
+
+
+def _trained_items(trained: Trained) -> torch.Tensor:
+    """Items of the training split: of the others a model has learnt nothing."""
+    return trained.splits.parts[0].inter_feat[trained.dataset.iid_field].unique()
+
+
+def _ranking(trained: Trained, model: Any) -> dict[str, float]:
+    ks = [int(k) for k in trained.result["config"]["topk"]]
+    return rank(model, trained.splits.valid, ("recall", "ndcg"), ks, trained.dataset.uid_field).means
+
+
+def _pairs(trained: Trained, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(users, items, relevant): validation interactions, and for each a training item that its user has in no split."""
+    dataset = trained.dataset
+    uid, iid = dataset.uid_field, dataset.iid_field
+    valid = trained.splits.parts[1].inter_feat
+    rng = np.random.default_rng(seed)
+    pick = rng.permutation(len(valid))[:_PAIRS]
+    users, items = valid[uid].numpy()[pick], valid[iid].numpy()[pick]
+    n = dataset.item_num
+    owned = np.unique(
+        np.concatenate([p.inter_feat[uid].numpy() * n + p.inter_feat[iid].numpy() for p in trained.splits.parts])
+    )
+    candidates = _trained_items(trained).numpy()
+    negatives = np.empty_like(items)
+    open_ = np.arange(len(users))
+    for _ in range(1000):
+        if not len(open_):
+            break
+        negatives[open_] = rng.choice(candidates, len(open_))
+        cells = users[open_] * n + negatives[open_]
+        open_ = open_[owned[np.searchsorted(owned, cells).clip(max=len(owned) - 1)] == cells]
+    keep = np.ones(len(users), dtype=bool)
+    keep[open_] = False  # users who have (nearly) every item
+    users, items, negatives = users[keep], items[keep], negatives[keep]
+    relevant = np.repeat([True, False], len(users))
+    return (
+        torch.from_numpy(np.tile(users, 2)),
+        torch.from_numpy(np.concatenate([items, negatives])),
+        torch.from_numpy(relevant),
+    )
+
+
+def _tsne(z: Mapping[str, torch.Tensor], seed: int) -> dict[str, list[list[float]]]:
+    from sklearn.manifold import TSNE
+
+    rows = np.random.default_rng(seed).permutation(len(next(iter(z.values()))))[:_POINTS]
+    stacked = np.concatenate([x.numpy()[rows] for x in z.values()])
+    perplexity = min(30.0, (len(stacked) - 1) / 3)
+    xy = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(stacked)
+    return {m: np.round(part, 3).tolist() for m, part in zip(z, np.split(xy, len(z)), strict=True)}
+
+
+def build(
+    folders: Sequence[Path],
+    data_path: Path | None = None,
+    pictures: bool = True,
+    seed: int = 0,
+    told: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure runs, plain ones before their +MRdIB; see `measure`. `told` hears of each run before it is measured."""
+    results = {folder: record.load_result(folder) for folder in folders}
+    order = sorted(
+        results,
+        key=lambda f: (*(results[f][k] for k in ("dataset", "backbone", "seed")), results[f]["plugin"] is not None),
+    )
+    runs = []
+    for n, folder in enumerate(order, 1):
+        told(f"run {n} of {len(order)}: {folder}")
+        runs.append(measure(load(folder, data_path), folder, seed, pictures))
+    for run, label in zip(runs, _labels(runs), strict=True):
+        run["label"] = label
+    return {"version": REPORT_VERSION, "seed": seed, "runs": runs}
+
+
+def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names as short as they can be and still distinct."""
+    parts: list[Callable[[Mapping[str, Any]], str]] = [
+        lambda r: r["model"],
+        lambda r: f"{r['model']}, seed {r['seed']}",
+        lambda r: f"{r['model']}, {r['dataset']}",
+        lambda r: f"{r['model']}, {r['dataset']}, seed {r['seed']}",
+        lambda r: Path(r["folder"]).name,
+    ]
+    for part in parts:
+        labels = [part(r) for r in runs]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [r["folder"] for r in runs]
+
+
+def write(report: Mapping[str, Any], path: Path) -> list[Path]:
+    """FILE.html and FILE.json. Returns both paths."""
+    page = render(report)
+    data = path.with_suffix(".json")
+    record.write_json(data, report)
+    write_atomically(path, page.encode())
+    return [path, data]
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page: every picture inside, nothing loaded from elsewhere.
+
+    Raises:
+        ConfigError: Jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+
+        from mmrec_mrdib.experiment import figures
+    except ImportError as error:
+        raise ConfigError(f"{error}; the page needs: pip install 'mmrec-mrdib[report]'") from error
+
+    runs = report["runs"]
+
+    def picture(png: bytes) -> str:
+        return "data:image/png;base64," + base64.b64encode(png).decode()
+
+    metrics = [m for m in ("recall@20", "ndcg@20") if m in runs[0]["ranking"]["all"]] or list(
+        runs[0]["ranking"]["all"]
+    )[:2]
+    measures = {
+        "mine": "fresh MINE, held-out items (nats)",
+        "gaussian": "Gaussian (nats)",
+        "cka": "linear CKA (0 to 1)",
+    }
+    pairs = list(dict.fromkeys(pair for r in runs for pair in r["redundancy"]))
+    pictures = {
+        "curves": {
+            r["label"]: picture(figures.curves(r["label"], r["epochs"], r["best_epoch"], r["valid_metric"]))
+            for r in runs
+        },
+        "ranking": picture(
+            figures.bars(
+                {m: {r["label"]: {n: v[m] for n, v in r["ranking"].items()} for r in runs} for m in metrics}, "valid"
+            )
+        ),
+    }
+    if any(r["rates"] for r in runs):
+        pictures["rates"] = picture(
+            figures.bars({"rate at the best epoch": {r["label"]: r["rates"] for r in runs if r["rates"]}}, "nats")
+        )
+    if pairs:
+        pictures["redundancy"] = picture(
+            figures.bars(
+                {
+                    title: {r["label"]: {p: v[key] for p, v in r["redundancy"].items()} for r in runs}
+                    for key, title in measures.items()
+                },
+                "dependence",
+            )
+        )
+        pictures["decomposition"] = picture(
+            figures.stacks(
+                {
+                    pair: {r["label"]: _named(r["decomposition"][pair]) for r in runs if pair in r["decomposition"]}
+                    for pair in pairs
+                },
+                "bits about relevance",
+            )
+        )
+    if all("tsne" in r for r in runs):
+        pictures["tsne"] = picture(
+            figures.points({r["label"]: {m: np.asarray(xy) for m, xy in r["tsne"].items()} for r in runs})
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmrec_mrdib.experiment"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        runs=runs, metrics=metrics, pairs=pairs, pictures=pictures, atoms=ATOMS
+    )
+
+
+def _named(atoms: Mapping[str, Any]) -> dict[str, float]:
+    names = {
+        "redundant": "in both",
+        "unique_a": f"only {atoms['a']}",
+        "unique_b": f"only {atoms['b']}",
+        "synergistic": "synergistic",
+    }
+    return {name: atoms[key] for key, name in names.items()}

@@ -1,0 +1,157 @@
+"""What a trained model's representations hold: redundancy by estimators it was not trained on, and a decomposition in bits.
+
+Everything is measured on means (what scores are made of), items and users without padding, on the CPU, and is the same for
+the same seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrec_mrdib.mrdib.estimators.base import MIEstimator
+from mmrec_mrdib.mrdib.estimators.gaussian import GaussianMI
+from mmrec_mrdib.mrdib.estimators.mine import MINE
+from mmrec_mrdib.mrdib.pid import broja, information
+
+_FOLDS = 5
+_STEPS = 300
+_JUDGE_EVERY = 10
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """|A'B|^2 / (|A'A| |B'B|) of centred (R, d) matrices, Frobenius norms (Kornblith et al., ICML 2019): 0 none ... 1 the same up to a
+    rotation and a scale."""
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    norm = (a.T @ a).norm() * (b.T @ b).norm()
+    return float((a.T @ b).square().sum() / norm) if norm > 0 else 0.0
+
+
+def held_out(make: Callable[[], MIEstimator], a: Tensor, b: Tensor, seed: int = 0) -> tuple[float, float]:
+    """An estimate in nats by a fresh estimator, on items that it was not trained on: mean and standard deviation over 5 folds.
+
+    Three folds train it, the fourth picks the step, the fifth is what is reported: with a few thousand items a network would
+    otherwise report how well it memorises them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        folds = torch.randperm(len(a)).chunk(_FOLDS)
+        values = []
+        for n in range(_FOLDS):
+            test, pick = folds[n], folds[(n + 1) % _FOLDS]
+            train = torch.cat([folds[(n + k) % _FOLDS] for k in range(2, _FOLDS)])
+            estimator = make()
+            optimizer = torch.optim.Adam(estimator.parameters(), 1e-3, weight_decay=1e-4)
+            best = (0.0, 0.0)  # a network that says nothing: the bound is 0
+            for step in range(1, _STEPS + 1):
+                optimizer.zero_grad()
+                estimator.train()
+                estimator(a[train], b[train], 0.0).loss.backward()
+                optimizer.step()
+                if step % _JUDGE_EVERY == 0:
+                    estimator.eval()
+                    with torch.no_grad():
+                        picked = float(estimator(a[pick], b[pick], 0.0).nats)
+                        if picked > best[0]:
+                            best = (picked, float(estimator(a[test], b[test], 0.0).nats))
+            values.append(best[1])
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Dependence of each pair of modalities, 'a-b' -> measure -> value.
+
+    `mine`, `mine_std`: nats, a lower bound, by a fresh network on held-out items; `gaussian`: nats, linear dependence, without
+    finite-sample bias; `cka`: 0 to 1; `cka_permuted`: what CKA gives when the rows of one are permuted, its floor at this size.
+
+    Args:
+        z: modality -> (R, d) representations of distinct items, row-aligned.
+    """
+    x = {m: _standardised(values) for m, values in z.items()}
+    out = {}
+    for a, b in itertools.combinations(x, 2):
+        generator = torch.Generator().manual_seed(seed)
+        permuted = z[b][torch.randperm(len(z[b]), generator=generator)]
+        mine, spread = held_out(lambda dim=x[a].shape[1]: MINE(dim, 64, 0.01), x[a], x[b], seed)  # type: ignore[misc]
+        out[f"{a}-{b}"] = {
+            "mine": mine,
+            "mine_std": spread,
+            "gaussian": float(GaussianMI()(x[a], x[b], 0.0).nats),
+            "cka": linear_cka(z[a], z[b]),
+            "cka_permuted": linear_cka(z[a], permuted),
+        }
+    return out
+
+
+def modality_scores(
+    views: Mapping[str, Tensor], z: Mapping[str, Tensor], users: Tensor, items: Tensor
+) -> dict[str, Tensor]:
+    """s_m(u, i) = <p_u^m, z_i^m> of the pairs, (N,) by modality, brought to mean 0 and standard deviation 1 over all items for each user:
+    what counts is where a user's item stands among the items, not how large the user's scores are.
+
+    Args:
+        views: modality -> (U, d) p_u^m; z: modality -> (I, d), both with the padding row.
+        users, items: (N,) ids.
+    """
+    out = {}
+    for m, table in z.items():
+        known = table[1:].double()
+        mean, cov = known.mean(0), torch.cov(known.T, correction=0)
+        p = views[m][users].double()
+        std = ((p @ cov) * p).sum(1).clamp_min(1e-24).sqrt()
+        out[m] = ((p * (table[items].double() - mean)).sum(1) / std).float()
+    return out
+
+
+def decompose(
+    scores: Mapping[str, Tensor], relevant: Tensor, bins: int = 6, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """What pairs of modalities say about relevance, in bits: 'a-b' -> the atoms of the partial information decomposition.
+
+    Scores are cut into `bins` of equal size. `redundant`, `unique_a`, `unique_b`, `synergistic`, their sum `total` = I(relevant; a, b), and
+    `floor`: the same sum for permuted labels, i.e. what a finite sample gives where there is nothing.
+
+    Args:
+        scores: modality -> (N,).
+        relevant: (N,) bool.
+    """
+    y = relevant.numpy().astype(np.int64)
+    shuffled = np.random.default_rng(seed).permutation(y)
+    cut = {m: _quantile_bins(values.numpy(), bins) for m, values in scores.items()}
+    out = {}
+    for a, b in itertools.combinations(cut, 2):
+
+        def table(labels: np.ndarray, a: str = a, b: str = b) -> np.ndarray:
+            counts = np.zeros((2, bins, bins))
+            np.add.at(counts, (labels, cut[a], cut[b]), 1)
+            return counts
+
+        atoms = broja(table(y))
+        out[f"{a}-{b}"] = {
+            "a": a,
+            "b": b,
+            "redundant": atoms.redundant,
+            "unique_a": atoms.unique1,
+            "unique_b": atoms.unique2,
+            "synergistic": atoms.synergistic,
+            "total": sum(atoms),
+            "floor": information(table(shuffled).reshape(2, -1)),
+        }
+    return out
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Columns to mean 0 and standard deviation 1, constant ones to 0: mutual information does not change, networks learn better."""
+    x = x.float() - x.float().mean(0)
+    std = x.std(0, correction=0)
+    return x * torch.where(std > 1e-4 * std.max(), 1 / std.clamp_min(1e-12), 0.0)
+
+
+def _quantile_bins(values: np.ndarray, bins: int) -> np.ndarray:
+    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, values, side="right")
