@@ -25,6 +25,8 @@ DATASETS = {  # name -> modalities, epochs at most
 }
 BACKBONES = ("VBPR", "DualGNN")
 WEIGHTS = ("rate_weight", "redundant_weight", "unique_weight")
+# The best of the 27 points on validation, lfm2k, seed 1: MRdIB's setting in the other studies.
+POINTS = {"VBPR": (0.01, 0.05, 0.01), "DualGNN": (0.001, 0.001, 0.05)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.study}-{self.dataset}-{self.model}-{self.label}-{self.seed}"
+        return f"{self.study}-{self.dataset}-{self.model}-{self.label}-{self.seed}".replace(" ", "_")
 
 
 def grid() -> Iterator[Run]:
@@ -51,7 +53,53 @@ def grid() -> Iterator[Run]:
             yield Run("grid", label, f"{backbone}+MRdIB", dataset, 1, dict(zip(WEIGHTS, point, strict=True)))
 
 
-STUDIES = {"grid": grid}
+def auto() -> Iterator[Run]:
+    """Automatic weights, in place of the grid."""
+    for dataset, backbone, seed in itertools.product(DATASETS, BACKBONES, (1, 2, 3)):
+        yield Run("auto", "auto", f"{backbone}+MRdIB", dataset, seed, {"weighting": "auto"})
+
+
+def components() -> Iterator[Run]:
+    """What each part of MRdIB does: Last.fm-2K, five seeds."""
+    for backbone, seed in itertools.product(BACKBONES, range(1, 6)):
+        full = point(backbone)
+        variants = {
+            "full": full,
+            "without rate": full | {"rate_weight": 0},
+            "without redundant": full | {"redundant_weight": 0},
+            "without unique": full | {"unique_weight": 0},
+            "with synergy": full | {"synergy_weight": 0.1},
+            "auto": {"weighting": "auto"},
+        }
+        yield Run("components", "plain", backbone, "lfm2k", seed)
+        for label, values in variants.items():
+            yield Run("components", label, f"{backbone}+MRdIB", "lfm2k", seed, values)
+
+
+def estimators() -> Iterator[Run]:
+    """The other estimators of redundancy at the same setting."""
+    for backbone, name, seed in itertools.product(BACKBONES, ("club", "infonce", "gaussian"), (1, 2, 3)):
+        yield Run("estimators", name, f"{backbone}+MRdIB", "lfm2k", seed, point(backbone) | {"mi_estimator": name})
+
+
+def robustness() -> Iterator[Run]:
+    """Features made worse on purpose, plain and +MRdIB: Last.fm-2K, three seeds."""
+    corruptions: dict[str, dict[str, Any]] = {
+        kind: {"feature_control": kind} for kind in ("shuffle", "random", "constant")
+    }
+    corruptions |= {"shuffle text": {"feature_control": {"text": "shuffle"}}}
+    corruptions |= {f"noise {db} dB": {"feature_noise": float(db)} for db in (10, 0, -10)}
+    corruptions |= {f"lost {share:.0%}": {"feature_dropout": share} for share in (0.3, 0.6, 0.9)}
+    for (label, values), backbone, seed in itertools.product(corruptions.items(), BACKBONES, (1, 2, 3)):
+        yield Run("robustness", label, backbone, "lfm2k", seed, values)
+        yield Run("robustness", label, f"{backbone}+MRdIB", "lfm2k", seed, values | point(backbone))
+
+
+def point(backbone: str) -> dict[str, float]:
+    return dict(zip(WEIGHTS, POINTS[backbone], strict=True))
+
+
+STUDIES = {"grid": grid, "auto": auto, "components": components, "robustness": robustness, "estimators": estimators}
 
 
 def execute(run: Run, data_path: str | None, folder: Path) -> float:

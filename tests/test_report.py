@@ -1,0 +1,129 @@
+"""`mmrec-mrdib report`, on runs of a small data set, and its page in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from mmrec_mrdib.cli import main
+from mmrec_mrdib.evaluation import Unimodal
+from mmrec_mrdib.experiment.export import load
+from mmrec_mrdib.experiment.run import train
+from mmrec_mrdib.testing.toy import write_mmrec
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_mmrec(folder / "toy", users=60, items=50, dims={"a": 12, "b": 8, "c-d": 5})
+    values = {"data_path": str(folder), "epochs": 2, "embedding_size": 8, "show_progress": False, "weighting": "auto"}
+    plain = {k: v for k, v in values.items() if k != "weighting"}
+    return [
+        train("VBPR+MRdIB", "toy", 1, values=values, runs=folder / "runs")["folder"],
+        train("VBPR", "toy", 1, values=plain, runs=folder / "runs")["folder"],
+        train("BPR", "toy", 1, values={k: v for k, v in plain.items() if k != "modalities"}, runs=folder / "runs")[
+            "folder"
+        ],
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "out.html"
+    assert main(["report", *runs[:2], "--output", str(path)]) == 0
+    return path
+
+
+def test_the_json_has_every_figure(page):
+    report = json.loads(page.with_suffix(".json").read_text())
+    plain, variant = report["runs"]  # plain first, whatever the order given
+    assert [r["label"] for r in (plain, variant)] == ["VBPR", "VBPR+MRdIB"]
+    pairs = {"a-b", "a-c-d", "b-c-d"}
+    for run in (plain, variant):
+        assert set(run["ranking"]) == {"all", "a", "b", "c-d"}
+        assert set(run["redundancy"]) == set(run["decomposition"]) == pairs
+        assert run["decomposition"]["a-c-d"]["b"] == "c-d"
+        assert all(len(xy) == 50 and len(xy[0]) == 2 for xy in run["tsne"].values())
+        for atoms in run["decomposition"].values():
+            parts = sum(atoms[k] for k in ("redundant", "unique_a", "unique_b", "synergistic"))
+            assert parts == pytest.approx(atoms["total"]) and 0 <= atoms["total"] <= 1
+    assert not plain["rates"] and set(variant["rates"]) == {"a", "b", "c-d"}
+    assert variant["trained_against"] == "mine" and plain["trained_against"] is None
+    assert {"alpha/rate", "alpha/unique"} <= set(variant["epochs"][0]["logs"])
+
+
+def test_fused_ranking_is_the_recorded_one(page):
+    for run in json.loads(page.with_suffix(".json").read_text())["runs"]:
+        assert run["ranking"]["all"]["recall@20"] == pytest.approx(run["valid"]["recall@20"])
+
+
+def test_the_same_seed_gives_the_same_figures(runs, page, tmp_path):
+    assert main(["report", *runs[:2], "--output", str(tmp_path / "again.html"), "--no-tsne"]) == 0
+    first, again = (json.loads(p.read_text()) for p in (page.with_suffix(".json"), tmp_path / "again.json"))
+    for run in first["runs"]:
+        del run["tsne"]
+    assert again == first
+    assert "plane" not in (tmp_path / "again.html").read_text()
+
+
+def test_a_unimodal_score_is_the_inner_product(runs):
+    trained = load(runs[0])
+    model = trained.model
+    view = Unimodal(model, "b")
+    users = torch.tensor([3, 1])
+    expected = (
+        model.evaluation_embeddings().user_views["b"][users] @ model.backbone.encoders["b"](model.features("b")).T
+    )
+    torch.testing.assert_close(view.full_sort_predict({model.USER_ID: users}), expected)
+
+
+def test_negatives_are_nobodys_items(runs):
+    from mmrec_mrdib.experiment.report import _pairs
+
+    trained = load(runs[0])
+    users, items, relevant = _pairs(trained, 0)
+    seen = {
+        (u, i)
+        for part in trained.splits.parts
+        for u, i in zip(part.inter_feat["user_id"].tolist(), part.inter_feat["item_id"].tolist(), strict=True)
+    }
+    assert relevant.sum() * 2 == len(users)
+    assert all(((u, i) in seen) == y for u, i, y in zip(users.tolist(), items.tolist(), relevant.tolist(), strict=True))
+
+
+def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys):
+    cases = [
+        ([runs[2], "--output", str(tmp_path / "x.html")], "no modality representations"),
+        ([runs[0], "--output", str(tmp_path / "x.pdf")], r"\.html"),
+        ([runs[0], "--output", str(tmp_path / "none" / "x.html")], "no such folder"),
+        ([runs[0], runs[0], "--output", str(tmp_path / "x.html")], "twice"),
+        ([str(tmp_path), "--output", str(tmp_path / "x.html")], "not complete"),
+    ]
+    for arguments, message in cases:
+        assert main(["report", *arguments]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and re.search(message, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_is_self_contained(page):
+    text = page.read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", text) and "url(" not in text and "<script" not in text
+    assert text.count("data:image/png;base64,") == 7  # two runs' curves and five figures
+
+
+def test_the_page_in_a_browser(page, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--log-net-log={log}", "--virtual-time-budget=3000",
+         "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "What the representations hold" in done.stdout and done.stdout.count("<img") == 7
+    assert "CONSOLE" not in done.stderr
