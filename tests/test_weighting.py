@@ -59,11 +59,14 @@ def test_a_term_gets_its_share_of_the_gradient():
     assert torch.equal(weights.log_alpha, before)
 
 
-def test_gradients_are_measured_every_so_many_steps_from_the_start_of_an_epoch():
+def test_gradients_are_measured_every_so_many_steps_across_epochs_and_checkpoints():
     weights = auto(unique=0.1)
-    assert [weights.due() for _ in range(9)] == [True, False, False, False, True, False, False, False, True]
-    weights.begin_epoch()
-    assert weights.due()
+    assert [weights.due() for _ in range(6)] == [True, False, False, False, True, False]
+    restored = auto(unique=0.1)
+    restored.load_state_dict(weights.state_dict())
+    for w in (weights, restored):
+        w.begin_epoch()
+        assert [w.due() for _ in range(4)] == [False, False, True, False]
 
 
 def test_a_model_with_automatic_weights_moves_them_and_keeps_them_in_its_state(tmp_path):
@@ -135,6 +138,7 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
     values = {
         "data_path": str(tmp_path),
         "weighting": "auto",
+        "balance_interval": 3,
         "train_batch_size": 64,
         "checkpoint_interval": 0,
         "embedding_size": 8,

@@ -27,11 +27,11 @@ class AutoWeights(nn.Module):
         rate_target: nats per dimension of z.
         shares: term -> share_k, for 'redundant' and 'unique'.
         bounds: least and largest weight.
-        interval: steps between two measurements, counted anew in each epoch.
+        interval: steps between two measurements.
     """
 
     step = 0.01
-    ema_rate = 0.3
+    ema_rate = 0.5
 
     def __init__(
         self,
@@ -48,14 +48,17 @@ class AutoWeights(nn.Module):
         values = torch.tensor([start[t] for t in self.terms], dtype=torch.float32)
         self.log_alpha: Tensor
         self.register_buffer("log_alpha", values.log().clamp(self.low, self.high))
-        self._steps = 0
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self._steps = 0  # the same on the host, which must not wait for the device
 
     def begin_epoch(self) -> None:
-        self._steps = 0  # checkpoints are written between epochs: a resumed run measures at the same steps
+        self._steps = int(self.steps)  # a checkpoint may have been loaded
 
     def due(self) -> bool:
         """Counts a step; whether the gradients are to be measured in it."""
         self._steps += 1
+        self.steps.fill_(self._steps)
         return (self._steps - 1) % self.interval == 0
 
     def values(self) -> dict[str, Tensor]:
