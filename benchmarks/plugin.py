@@ -64,7 +64,9 @@ def main() -> int:
             sides[weighting] = functools.partial(trainer._train_epoch, splits.train, 0)
         seconds = alternate(sides, options.rounds)
         ratio = seconds["auto"] / seconds["fixed"]
-        print(f"{model}+MRdIB: auto / fixed {ratio:.3f}  target <= {AUTO_TARGET}: {'met' if ratio <= AUTO_TARGET else 'MISSED'}")
+        print(
+            f"{model}+MRdIB: auto / fixed {ratio:.3f}  target <= {AUTO_TARGET}: {'met' if ratio <= AUTO_TARGET else 'MISSED'}"
+        )
     return 0
 
 

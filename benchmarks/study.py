@@ -1,7 +1,8 @@
-"""What each part of MRdIB does: the runs behind docs/study.md. `python -m benchmarks.study --data_path DIR`.
+"""What each part of MRdIB does: trains what is missing and writes the tables and pictures of docs/study.md:
+`python -m benchmarks.study --data_path DIR`.
 
 A run is one model, data set, setting and seed; its outcome is one file in benchmarks/results/study, and a run whose file is there is
-not run again. Without --data_path, Last.fm-2K is left out.
+not run again.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import itertools
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import put
+from mmrec_mrdib.experiment import figures
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "study.md"
 DATASETS = {  # name -> modalities, epochs at most
     "lfm2k": ("text,vggish", 200),
     "ml-100k": ("title,genre,kg", 100),
@@ -121,6 +127,149 @@ def execute(run: Run, data_path: str | None, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+Table = dict[tuple[str, str, str], list[dict[str, Any]]]
+
+
+def outcomes(folder: Path, study: str) -> Table:
+    """(data set, model, label) -> results by seed."""
+    out: Table = {}
+    for run in STUDIES[study]():
+        path = folder / f"{run.name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            out.setdefault((run.dataset, run.model, run.label), []).append(result)
+    return out
+
+
+def values_of(results: list[dict[str, Any]], split: str, metric: str) -> list[float]:
+    return [r[split][metric] for r in results]
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def grid_lines(folder: Path) -> list[str]:
+    """The best of the grid, and what automatic weights reach."""
+    lines = [
+        "| | best of 27 (α₁, α₂, α₃) | its valid Recall@20 | median of 27 | auto, same seed | auto, 3 seeds | test Recall@20: best of 27 | auto, same seed | time: grid / auto |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    points, autos = outcomes(folder, "grid"), outcomes(folder, "auto")
+    for dataset, backbone in itertools.product(DATASETS, BACKBONES):
+        model = f"{backbone}+MRdIB"
+        of_grid = [r[0] for key, r in points.items() if key[:2] == (dataset, model)]
+        of_auto = autos.get((dataset, model, "auto"), [])
+        if not of_grid or not of_auto:
+            continue
+        best = max(of_grid, key=lambda r: r["valid"]["recall@20"])
+        first, top = of_auto[0], best["valid"]["recall@20"]
+        mean = statistics.fmean(values_of(of_auto, "valid", "recall@20"))
+        cost = sum(r["total_seconds"] for r in of_grid) / first["total_seconds"]
+        lines.append(
+            f"| {model}, {dataset} | {best['label'].replace('_', ', ')} | {top:.4f} "
+            f"| {statistics.median(r['valid']['recall@20'] for r in of_grid):.4f} "
+            f"| {first['valid']['recall@20']:.4f} ({first['valid']['recall@20'] / top:.1%}) "
+            f"| {spread(values_of(of_auto, 'valid', 'recall@20'))} ({mean / top:.1%}) "
+            f"| {best['test']['recall@20']:.4f} | {first['test']['recall@20']:.4f} | {cost:.0f} |"
+        )
+    return lines
+
+
+def effect_lines(table: Table, base: str, leave_out: Sequence[str] = ()) -> list[str]:
+    """Mean and spread of each setting on Last.fm-2K, and its mean difference to `base` over the seeds they share."""
+    lines = [
+        f"| | | valid Recall@20 | test Recall@20 | test NDCG@20 | test Recall@20 − {base} | seeds above |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for backbone in BACKBONES:
+        reference = {r["seed"]: r for r in table.get(("lfm2k", f"{backbone}+MRdIB", base), [])}
+        for (_, model, label), results in table.items():
+            if model.removesuffix("+MRdIB") != backbone or label in leave_out:
+                continue
+            pairs = [
+                r["test"]["recall@20"] - reference[r["seed"]]["test"]["recall@20"]
+                for r in results
+                if r["seed"] in reference
+            ]
+            difference = (
+                ("–", "–")
+                if label == base
+                else (f"{statistics.fmean(pairs):+.4f}", f"{sum(p > 0 for p in pairs)} of {len(pairs)}")
+            )
+            columns = [
+                spread(values_of(results, *which))
+                for which in (("valid", "recall@20"), ("test", "recall@20"), ("test", "ndcg@20"))
+            ]
+            lines.append(f"| {backbone} | {label} | {' | '.join((*columns, *difference))} |")
+    return lines
+
+
+def robust(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Label -> backbone -> 'plain' or '+MRdIB' -> test Recall@20 by seed (1, 2, 3); 'clean' from the study of components."""
+    out: dict[str, dict[str, dict[str, list[float]]]] = {}
+    clean = {k: v[:3] for k, v in outcomes(folder, "components").items() if k[2] in ("plain", "full")}
+    for (_, model, label), results in (clean | outcomes(folder, "robustness")).items():
+        label = "clean" if label in ("plain", "full") else label
+        side = "+MRdIB" if model.endswith("+MRdIB") else "plain"
+        values = values_of(results, "test", "recall@20")
+        out.setdefault(label, {}).setdefault(model.removesuffix("+MRdIB"), {})[side] = values
+    return out
+
+
+def robustness_lines(folder: Path) -> list[str]:
+    head = [f"{b}: {what}" for b in BACKBONES for what in ("plain", "+MRdIB", "gain")]
+    lines = [f"| features | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
+    for label, backbones in robust(folder).items():
+        columns = []
+        for backbone in BACKBONES:
+            sides = backbones.get(backbone, {})
+            if len(sides) < 2:
+                columns += ["–"] * 3
+                continue
+            gain = statistics.fmean(sides["+MRdIB"]) / statistics.fmean(sides["plain"]) - 1
+            columns += [spread(sides["plain"]), spread(sides["+MRdIB"]), f"{gain:+.1%}"]
+        lines.append(f"| {label} | {' | '.join(columns)} |")
+    return lines
+
+
+def draw(folder: Path) -> bytes:
+    """Test Recall@20 against corruption."""
+    table = robust(folder)
+    panels: dict[str, dict[str, tuple[list[float], list[float], list[float]]]] = {}
+    kinds = {
+        "noise": ("clean", "noise 10 dB", "noise 0 dB", "noise -10 dB", "random"),
+        "lost modality": ("clean", "lost 30%", "lost 60%", "lost 90%"),
+    }
+    for kind, labels in kinds.items():
+        for backbone in BACKBONES:
+            for side in ("plain", "+MRdIB"):
+                values = [table[label][backbone][side] for label in labels]
+                means, errors = [statistics.fmean(v) for v in values], [statistics.stdev(v) for v in values]
+                panels.setdefault(f"{backbone}: {kind}", {})[side] = (list(range(len(labels))), means, errors)
+    ticks = {
+        f"{b}: {kind}": [label.removeprefix("noise ").removeprefix("lost ") for label in labels]
+        for kind, labels in kinds.items()
+        for b in BACKBONES
+    }
+    return figures.lines(panels, ("features", "test Recall@20"), ticks)
+
+
+def write(folder: Path) -> None:
+    """Put tables and the picture into docs/study.md, as far as the runs are there."""
+    page = PAGE.read_text(encoding="utf-8")
+    page = put(page, "grid", grid_lines(folder))
+    components = outcomes(folder, "components")
+    page = put(page, "components", effect_lines(components, "full"))
+    others = [label for *_, label in components if label != "full"]
+    page = put(page, "estimators", effect_lines(components | outcomes(folder, "estimators"), "full", others))
+    page = put(page, "robustness", robustness_lines(folder))
+    PAGE.write_text(page, encoding="utf-8")
+    if len(robust(folder)) > 1:
+        PAGE.with_name("study-robustness.png").write_bytes(draw(folder))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", help="the folder that holds lfm2k/")
@@ -144,6 +293,8 @@ def main() -> int:
             outcome = f"failed: {error!r}" if error else f"{future.result():.0f} s"
             valid = "" if error else json.loads((options.results / f"{name}.json").read_text())["valid"]["recall@20"]
             print(f"{n} of {len(todo)}: {name}, {outcome} {valid}", flush=True)
+    write(options.results)
+    print(f"written: {PAGE}")
     return 1 if failed else 0
 
 

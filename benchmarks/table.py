@@ -98,10 +98,15 @@ def write(options: argparse.Namespace) -> None:
             if cell.table == table and cell.output(options).is_file():
                 name = cell.name.removesuffix(f"-{table}")
                 lines.append(row(name, json.loads(cell.output(options).read_text(encoding="utf-8"))))
-        begin, end = f"<!-- {table} -->\n", f"<!-- end {table} -->"
-        before, rest = page.split(begin)
-        page = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+        page = put(page, table, lines)
     PAGE.write_text(page, encoding="utf-8")
+
+
+def put(page: str, mark: str, lines: list[str]) -> str:
+    """The page with these lines between <!-- mark --> and <!-- end mark -->."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end {mark} -->"
+    before, rest = page.split(begin)
+    return before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
 
 
 def main() -> int:

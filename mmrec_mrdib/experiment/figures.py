@@ -99,21 +99,20 @@ def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
 def lines(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]],
     labels: tuple[str, str],
-    ticks: Mapping[float, str] | None = None,
+    ticks: Mapping[str, Sequence[str]],
 ) -> bytes:
     """Lines with error bars.
 
     Args:
         panels: title of a panel -> line -> (x, y, half length of the error bar).
         labels: of the x and the y axis.
-        ticks: position -> text, for an x axis that is not a number everywhere.
+        ticks: title of a panel -> texts at x = 0, 1, ...
     """
-    figure, axes = _panels(len(panels))
+    figure, axes = _panels(len(panels), columns=2)
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
         for name, (x, y, error) in series.items():
             axis.errorbar(x, y, error, label=name, marker="o", markersize=3, capsize=3)
-        if ticks:
-            axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.set_xticks(range(len(ticks[title])), ticks[title])
         axis.set_title(title)
         axis.set_xlabel(labels[0])
         axis.set_ylabel(labels[1])
@@ -122,9 +121,9 @@ def lines(
     return _png(figure)
 
 
-def _panels(n: int) -> tuple[Any, np.ndarray]:
-    """A figure of n panels, at most three in a row; those left over are empty."""
-    columns = min(n, 3)
+def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
+    """A figure of n panels, at most `columns` in a row; those left over are empty."""
+    columns = min(n, columns)
     rows = -(-n // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained", squeeze=False
