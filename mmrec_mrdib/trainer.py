@@ -44,6 +44,7 @@ class MRdIBTrainer(Trainer):
         folder: the run folder: TensorBoard files and `last.pt` go there.
 
     Attributes:
+        on_evaluation: called with (epoch, valid score) after each evaluation; an exception of it ends the training.
         history: one dict an epoch: 'epoch', 'seconds', 'losses' (mean a batch of each part), 'logs', 'valid', 'eval_seconds'.
         best_epoch: epoch with the best valid metric so far, or -1.
     """
@@ -53,6 +54,7 @@ class MRdIBTrainer(Trainer):
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
         self.settings = TrainingSettings.from_config(config)
+        self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch = -1
         self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
@@ -171,6 +173,8 @@ class MRdIBTrainer(Trainer):
         )  # fmt: skip
         if time.monotonic() - self._last_written >= self.settings.checkpoint_interval:
             self.write_checkpoint(self.folder / "last.pt")
+        if self.on_evaluation is not None:
+            self.on_evaluation(epoch, valid_score)
 
     def evaluate(
         self,

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mmrec_mrdib import cli
-from mmrec_mrdib.cli.train import _joined, _parameters
+from mmrec_mrdib.cli.parameters import joined, parameters
 from mmrec_mrdib.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -107,8 +107,9 @@ def test_help_needs_no_pytorch():
 
 
 def test_parameters_in_both_forms():
-    joined = _joined(["--model", "VBPR", "--reg_weight", "0.1", "--resume", "--config_files", "a", "b", "--epochs=3"])
-    assert joined == [
+    known = {"--model", "--resume", "--config_files"}
+    given = ["--model", "VBPR", "--reg_weight", "0.1", "--resume", "--config_files", "a", "b", "--epochs=3"]
+    assert joined(given, known) == [
         "--model",
         "VBPR",
         "--reg_weight=0.1",
@@ -118,8 +119,8 @@ def test_parameters_in_both_forms():
         "b",
         "--epochs=3",
     ]
-    assert _parameters(["--a=1", "--b=x=y"]) == {"a": "1", "b": "x=y"}
+    assert parameters(["--a=1", "--b=x=y"], known) == {"a": "1", "b": "x=y"}
     with pytest.raises(ConfigError, match="given twice"):
-        _parameters(["--a=1", "--a=2"])
+        parameters(["--a=1", "--a=2"], known)
     with pytest.raises(ConfigError, match="expected an option"):
-        _parameters(["stray"])
+        parameters(["stray"], known)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrec_mrdib import registry
-from mmrec_mrdib.errors import ConfigError, did_you_mean
+from mmrec_mrdib.cli import parameters
+from mmrec_mrdib.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,9 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    arguments = _joined(arguments)
-    options, rest = parser().parse_known_args(arguments)
-    values = _parameters(rest)
+    options, values = parameters.parse(parser(), arguments)
     seeds = _seeds(options.seeds, values)
     models = _models(options)
     _check_output(options.output)
@@ -106,35 +105,6 @@ def _progress(n: int, total: int, result: dict[str, Any]) -> str:
         f"run {n} of {total}: {result['model']}, seed {result['seed']}: valid {metric} {result['valid'][metric]:.4f} "
         f"at epoch {result['best_epoch']} of {len(result['epochs'])}, {result['total_seconds']:.0f} s"
     )
-
-
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """'--key value' as '--key=value' for parameters that argparse does not know (RecBole's form is with '=')."""
-    known = {s for action in parser()._actions for s in action.option_strings}
-    out: list[str] = []
-    takes_more = False
-    for argument in arguments:
-        previous = out[-1] if out else ""
-        is_bare = previous.startswith("--") and "=" not in previous and previous not in known
-        if is_bare and not argument.startswith("--") and not takes_more:
-            out[-1] = f"{previous}={argument}"
-        else:
-            out.append(argument)
-        takes_more = argument == "--config_files" or (takes_more and not argument.startswith("--"))
-    return out
-
-
-def _parameters(rest: Sequence[str]) -> dict[str, str]:
-    known = {s.removeprefix("--") for action in parser()._actions for s in action.option_strings}
-    values: dict[str, str] = {}
-    for argument in rest:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise ConfigError(f"'{argument}': expected an option or --key=value.{did_you_mean(key, known)}")
-        if values.get(key, value) != value:
-            raise ConfigError(f"--{key} is given twice, as {values[key]} and {value}")
-        values[key] = value
-    return values
 
 
 def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:

@@ -83,6 +83,29 @@ def stacks(panels: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str)
     return _png(figure)
 
 
+def history(title: str, scores: Sequence[tuple[int, float, bool]], bigger: bool) -> bytes:
+    """A search: the score of each trial and the best so far.
+
+    Args:
+        scores: (number, score, whether it ran to its end) of each trial.
+        bigger: whether larger scores are better.
+    """
+    figure, (axis, *_) = _panels(1)
+    for done, label, colour in ((True, "complete", "tab:blue"), (False, "stopped early", "0.7")):
+        chosen = [(n, score) for n, score, whole in scores if whole == done]
+        if chosen:
+            axis.scatter(*zip(*chosen, strict=True), label=label, color=colour, s=16)
+    whole = [(n, score) for n, score, done in scores if done]
+    best = (np.maximum if bigger else np.minimum).accumulate([score for _, score in whole])
+    axis.step([n for n, _ in whole], best, where="post", label="best so far", color="tab:orange")
+    axis.set_title(title)
+    axis.set_xlabel("trial")
+    axis.set_ylabel("valid score")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    return _png(figure)
+
+
 def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
     """Scatter plots: title of a panel -> name -> (N, 2) points."""
     figure, axes = _panels(len(panels))

@@ -7,7 +7,7 @@ import logging
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,23 +130,16 @@ def train(
 
 def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     """`train` with a ready Config."""
-    from recbole.utils import init_seed
-
     started = time.perf_counter()
     record.reset_peak_memory()
-    if threads := TrainingSettings.from_config(config).threads:
-        torch.set_num_threads(threads)
-    init_seed(config["seed"], config["reproducibility"])
-    splits = prepare(config)
+    splits = _seeded_splits(config)
     name, seed = display_name(config), config["seed"]
     fingerprint = splits.dataset.fingerprint(splits.parts)
     folder = record.run_folder(runs, name, config["dataset"], seed, record.run_hash(config, fingerprint))
     if resume and (folder / "result.json").is_file():
         logger.info("%s: complete already, its result is used", folder)
         return record.load_result(folder) | {"folder": str(folder)}
-    # Again, so that loading the data cannot move the initialisation. Before anything is written: a model may refuse the data.
-    init_seed(config["seed"], config["reproducibility"])
-    model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
+    model = _seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None:
         _check_new_items(model)
     if not resume:
@@ -171,6 +164,44 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             trainer.tensorboard.close()
         result = _finish(config, splits, trainer, folder, fingerprint, started)
     return result | {"folder": str(folder)}
+
+
+def best_on_valid(
+    config: Config, folder: Path, on_evaluation: Callable[[int, float], None] | None = None
+) -> MRdIBTrainer:
+    """Train as `run` does and stop there: the test split is not read, nothing is recorded. For tuning.
+
+    Args:
+        folder: for the trainer's scratch files.
+        on_evaluation: see `MRdIBTrainer`.
+    """
+    splits = _seeded_splits(config)
+    model = _seeded_model(config, splits)
+    config["checkpoint_dir"] = str(folder)
+    trainer = MRdIBTrainer(config, model, folder)
+    trainer.on_evaluation = on_evaluation
+    try:
+        trainer.fit(splits.train, splits.valid)
+    finally:
+        trainer.tensorboard.close()
+    return trainer
+
+
+def _seeded_splits(config: Config) -> Splits:
+    from recbole.utils import init_seed
+
+    if threads := TrainingSettings.from_config(config).threads:
+        torch.set_num_threads(threads)
+    init_seed(config["seed"], config["reproducibility"])
+    return prepare(config)
+
+
+def _seeded_model(config: Config, splits: Splits) -> Any:
+    """A model as the seed initialises it, whatever loading the data has drawn."""
+    from recbole.utils import init_seed
+
+    init_seed(config["seed"], config["reproducibility"])
+    return registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
 
 
 def _finish(

@@ -1,0 +1,376 @@
+"""Hyper-parameter search on the validation split, with Optuna: resumable, shareable between machines, the same for every variant.
+
+A study is one model on one data set with one set of fixed parameters; its name has a hash of all of that, so that another question
+never continues an old answer. The budget counts finished trials (complete, pruned, diverged): what a killed process left open is
+tried again and not counted. The test split is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmrec_mrdib import paths, registry
+from mmrec_mrdib.compat import plain
+from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
+from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment.run import best_on_valid, make_config, prepare
+from mmrec_mrdib.paths import write_atomically
+from mmrec_mrdib.schema import read_yaml
+
+logger = logging.getLogger(__name__)
+_HEARTBEAT = 20  # seconds; a trial whose process was not heard of for three of them is lost
+_PROCESS, _DUPLICATE, _DIVERGED = "process", "duplicate_of", "diverged"  # of a trial
+_RETRIED = "retried"  # of the study: failed trials whose points were queued again
+_WARMUP_EPOCHS = 10  # no trial is pruned before
+_PATIENCE = 5  # trials that are never pruned
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        study: its name in the storage.
+        params: the best trial's values.
+        value: its valid score.
+        trials: finished trials that count against the budget.
+        pruned, diverged: how many of these were stopped early, or became NaN.
+        seconds: time of all trials together.
+    """
+
+    study: str
+    params: dict[str, Any]
+    value: float
+    trials: int
+    pruned: int
+    diverged: int
+    seconds: float
+
+
+def optuna() -> Any:
+    """The library, quiet.
+
+    Raises:
+        ConfigError: not installed.
+    """
+    try:
+        import optuna as library
+    except ImportError as error:
+        raise ConfigError("tuning needs Optuna: pip install 'mmrec-mrdib[tune]'") from error
+    library.logging.set_verbosity(library.logging.WARNING)
+    warnings.filterwarnings("ignore", category=library.exceptions.ExperimentalWarning)  # heartbeats, since 2021
+    return library
+
+
+def search_space(model: str, weights: str = "search", file: Path | None = None) -> dict[str, list[Any]]:
+    """Parameter -> the values to choose from.
+
+    Args:
+        model: 'VBPR' or 'VBPR+MRdIB'; the variant has its backbone's space and its own.
+        weights: 'search' adds MRdIB's weights to the variant's space, 'auto' does not (they set themselves).
+        file: a yaml file in place of the shipped ones in properties/search.
+
+    Raises:
+        ConfigError: no space is known, or the file is not one.
+    """
+    base, plugged = registry.split_variant(model)
+    if file is not None:
+        space = read_yaml(file)
+    else:
+        folder = paths.properties_dir() / "search"
+        own = folder / f"{base}.yaml"
+        if not own.is_file():
+            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.stem != registry.PLUGIN))
+            raise ConfigError(
+                f"no search space for {base} in {folder}; give one with --space=FILE.yaml. Known: {known}"
+            )
+        space = read_yaml(own)
+        if plugged and weights == "search":
+            space |= read_yaml(folder / f"{registry.PLUGIN}.yaml")
+    for key, values in space.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"search space: {key}: expected a list of values, found {values!r}")
+    return space
+
+
+def tune(
+    model: str,
+    dataset: str,
+    trials: int,
+    values: Mapping[str, Any] | None = None,
+    config_files: Sequence[str | Path] = (),
+    storage: str | None = None,
+    runs: Path = Path("runs"),
+    seed: int = 1,
+    space: Mapping[str, Sequence[Any]] | None = None,
+    told: Callable[[str], None] = lambda text: None,
+) -> Tuned:
+    """Search until `trials` are finished, counting those that the storage has already.
+
+    Each trial trains with the same seed and is judged by the best valid score of its epochs; the median rule stops hopeless ones
+    early. Proposals come from TPE with a seed of their own for each trial, so that an interrupted search goes on as it would have
+    gone. A point that was tried before is not trained again and does not count; a small space may be exhausted before the budget is.
+
+    Args:
+        values, config_files: parameters that stay as they are, see `Config`.
+        storage: an SQLAlchemy URL; none: SQLite in `runs`/optuna.db. Several processes and machines may share one.
+        seed: of the training and of the proposals.
+        told: hears of each finished trial.
+
+    Raises:
+        ConfigError: no Optuna, no such storage, or no trial succeeded.
+    """
+    library = optuna()
+    space = dict(search_space(model) if space is None else space)
+    fixed = {k: v for k, v in (values or {}).items() if k not in space}
+    # A value of the space that does not exist must show now, not in the middle of the search.
+    probe = make_config(model, dataset, seed, config_files, fixed | {k: v[0] for k, v in space.items()})
+    bigger = bool(probe["valid_metric_bigger"])
+    name = study_name(model, dataset, seed, config_files, fixed, space)
+    runs.mkdir(parents=True, exist_ok=True)
+    study = _open(library, storage or f"sqlite:///{runs.absolute() / 'optuna.db'}", name, bigger, trials)
+    points = math.prod(len(choices) for choices in space.values())
+    mine: list[int] = []  # trials that this process trained
+
+    def objective(trial: Any) -> float:
+        trial.set_user_attr(_PROCESS, _this_process())
+        params = {
+            k: json.loads(trial.suggest_categorical(k, [json.dumps(v) for v in choices]))
+            for k, choices in space.items()
+        }
+        earlier = _same_point(library, study, trial)
+        if earlier is not None:
+            trial.set_user_attr(_DUPLICATE, earlier.number)
+            if earlier.state != library.trial.TrialState.COMPLETE:
+                raise library.TrialPruned
+            return float(earlier.value)
+        mine.append(trial.number)
+        started = time.perf_counter()
+        scores: list[float] = []
+
+        def judge(epoch: int, score: float) -> None:
+            scores.append(score)
+            trial.report(score, epoch)
+            if trial.should_prune():
+                raise library.TrialPruned
+
+        config = make_config(model, dataset, seed, config_files, fixed | params)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                best_on_valid(config, Path(folder), judge)
+        except NonFiniteLossError as error:
+            trial.set_user_attr(_DIVERGED, str(error))
+            raise library.TrialPruned from error
+        finally:
+            trial.set_user_attr("seconds", time.perf_counter() - started)
+            trial.set_user_attr("epochs", len(scores))
+        return max(scores) if bigger else min(scores)
+
+    while True:
+        _free_lost(library, study)
+        counted = _counted(library, study)
+        running = [t for t in study.trials if t.state == library.trial.TrialState.RUNNING]
+        if len(counted) >= min(trials, points):
+            break
+        if len(counted) + len(running) >= trials:  # others are at the last ones
+            time.sleep(0.5)
+            continue
+        study.sampler = library.samplers.TPESampler(
+            seed=seed * 1_000_003 + len(study.trials), n_startup_trials=min(10, max(trials // 2, 1))
+        )
+        trained = len(mine)
+        study.optimize(objective, n_trials=1)
+        if len(mine) > trained:
+            told(_progress(library, study, study.trials[mine[-1]], trials))
+    return _summary(library, study, name)
+
+
+def study_name(
+    model: str,
+    dataset: str,
+    seed: int,
+    config_files: Sequence[str | Path],
+    fixed: Mapping[str, Any],
+    space: Mapping[str, Sequence[Any]],
+) -> str:
+    """'<model>-<dataset>-<8 hex digits>': the digits change with the data, any fixed parameter, the seed and the space."""
+    config = make_config(model, dataset, seed, config_files, fixed)
+    splits = prepare(config)
+    digest = record.run_hash(config, splits.dataset.fingerprint(splits.parts))
+    text = json.dumps([digest, seed, {k: list(v) for k, v in sorted(space.items())}], sort_keys=True)
+    return f"{model}-{dataset}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
+    try:
+        storage = library.storages.RDBStorage(
+            url,
+            # SQLite locks the whole file for each write: waiting is better than failing.
+            engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+            heartbeat_interval=_HEARTBEAT,
+            grace_period=3 * _HEARTBEAT,
+        )
+        return library.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize" if bigger else "minimize",
+            load_if_exists=True,
+            pruner=library.pruners.MedianPruner(n_startup_trials=min(_PATIENCE, trials), n_warmup_steps=_WARMUP_EPOCHS),
+        )
+    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--storage={url}: cannot be opened ({reason}); expected an SQLAlchemy URL such as sqlite:///optuna.db or "
+            "postgresql+psycopg://user:password@host/database"
+        ) from error
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    """When a process of this machine was started, so that a number used again is not taken for it; '' if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _free_lost(library: Any, study: Any) -> None:
+    """Give up trials whose process is gone, and have their points tried again. Other machines' are known by their heartbeat."""
+    state = library.trial.TrialState
+    library.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+        host, _, rest = trial.user_attrs.get(_PROCESS, "::").partition(":")
+        pid, _, started = rest.partition(":")
+        if host == socket.gethostname() and pid.isdigit() and _start_time(int(pid)) != started:
+            study.tell(trial.number, state=state.FAIL, skip_if_finished=True)
+    retried = set(study.user_attrs.get(_RETRIED, []))
+    lost = [t for t in study.get_trials(deepcopy=False, states=(state.FAIL,)) if t.number not in retried]
+    if lost:
+        study.set_user_attr(_RETRIED, sorted(retried | {t.number for t in lost}))
+        for trial in lost:
+            study.enqueue_trial(trial.params)
+
+
+def _finished(library: Any, study: Any) -> list[Any]:
+    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED)
+    return study.get_trials(deepcopy=False, states=states)
+
+
+def _counted(library: Any, study: Any) -> list[Any]:
+    """Each point once: two processes may have tried the same one."""
+    first: dict[str, Any] = {}
+    for trial in _finished(library, study):
+        if _DUPLICATE not in trial.user_attrs:
+            first.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+    return list(first.values())
+
+
+def _same_point(library: Any, study: Any, trial: Any) -> Any:
+    """An earlier trial of the same point that is finished, or that another process is at."""
+    running = study.get_trials(deepcopy=False, states=(library.trial.TrialState.RUNNING,))
+    others = [
+        *_counted(library, study),
+        *(t for t in running if t.number < trial.number and _DUPLICATE not in t.user_attrs),
+    ]
+    return next((t for t in others if t.params == trial.params), None)
+
+
+def _progress(library: Any, study: Any, trial: Any, trials: int) -> str:
+    done = _counted(library, study)
+    complete = [t.value for t in done if t.value is not None]
+    best = f"best {study.best_value:.4f}" if complete else "none complete yet"
+    if _DIVERGED in trial.user_attrs:
+        outcome = "diverged"
+    elif trial.state == library.trial.TrialState.PRUNED:
+        outcome = f"stopped at epoch {trial.last_step}"
+    else:
+        outcome = f"{trial.value:.4f}" if trial.value is not None else str(trial.state.name).lower()
+    params = "  ".join(f"{k} {json.loads(v)}" for k, v in trial.params.items())
+    return f"trial {len(done)} of {trials}: {outcome} ({trial.user_attrs.get('seconds', 0):.0f} s)  {params}; {best}"
+
+
+def _summary(library: Any, study: Any, name: str) -> Tuned:
+    counted = _counted(library, study)
+    if not any(t.state == library.trial.TrialState.COMPLETE for t in counted):
+        raise ConfigError(f"{name}: none of {len(counted)} trials succeeded; look at the search space")
+    best = study.best_trial
+    diverged = sum(_DIVERGED in t.user_attrs for t in counted)
+    return Tuned(
+        study=name,
+        params={k: json.loads(v) for k, v in best.params.items()},
+        value=float(best.value),
+        trials=len(counted),
+        pruned=sum(t.state == library.trial.TrialState.PRUNED for t in counted) - diverged,
+        diverged=diverged,
+        seconds=sum(t.user_attrs.get("seconds", 0.0) for t in counted),
+    )
+
+
+def write(tuned: Tuned, model: str, dataset: str, storage: str | None, runs: Path, folder: Path) -> list[Path]:
+    """best.yaml (for --config_files), trials.csv, and, with matplotlib, history.png and importance.png. Returns the paths."""
+    library = optuna()
+    url = storage or f"sqlite:///{runs.absolute() / 'optuna.db'}"
+    study = library.load_study(study_name=tuned.study, storage=url)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = (
+        f"# {model} on {dataset}: best of {tuned.trials} trials on validation, {tuned.value:.6f} "
+        f"({tuned.pruned} stopped early, {tuned.diverged} diverged); study {tuned.study}\n"
+    )
+    out = [folder / "best.yaml", folder / "trials.csv"]
+    write_atomically(out[0], (head + yaml.safe_dump(plain(tuned.params), sort_keys=True)).encode())
+    counted = _counted(library, study)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(t.params for t in counted)))
+    rows = [",".join(["trial", "state", "value", "epochs", "seconds", *names])]
+    for t in counted:
+        state = "diverged" if _DIVERGED in t.user_attrs else t.state.name.lower()
+        cells = [
+            t.number,
+            state,
+            "" if t.value is None else t.value,
+            t.user_attrs.get("epochs", ""),
+            f"{t.user_attrs.get('seconds', 0):.2f}",
+        ]
+        rows.append(",".join(map(str, [*cells, *(json.loads(t.params[n]) if n in t.params else "" for n in names)])))
+    write_atomically(out[1], ("\n".join(rows) + "\n").encode())
+    try:
+        from mmrec_mrdib.experiment import figures
+    except ImportError:
+        logger.warning("no pictures: matplotlib is not installed (pip install 'mmrec-mrdib[plot]')")
+        return out
+    complete = library.trial.TrialState.COMPLETE
+    scores = [
+        (t.number, t.value if t.state == complete else _best_seen(t, study), t.state == complete) for t in counted
+    ]
+    out.append(folder / "history.png")
+    write_atomically(out[-1], figures.history(f"{model} on {dataset}", scores, study.direction.name == "MAXIMIZE"))
+    if sum(t.state == complete for t in counted) >= 4 and len(names) > 1:
+        importance = library.importance.get_param_importances(
+            study, evaluator=library.importance.FanovaImportanceEvaluator(seed=0)
+        )
+        out.append(folder / "importance.png")
+        panels = {"share of the variance (fANOVA)": {name: {"importance": float(v)} for name, v in importance.items()}}
+        write_atomically(out[-1], figures.bars(panels, "importance"))
+    return out
+
+
+def _best_seen(trial: Any, study: Any) -> float:
+    pick = max if study.direction.name == "MAXIMIZE" else min
+    return float(pick(trial.intermediate_values.values(), default=math.nan))
