@@ -1,0 +1,188 @@
+"""`mmrec-mrdib leaderboard`: models by data sets by seeds, tuned with equal budgets, tested in pairs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrec_mrdib import registry
+from mmrec_mrdib.cli import parameters
+from mmrec_mrdib.cli.recommend import warnings_only
+from mmrec_mrdib.errors import ConfigError
+
+_EPILOG = """\
+examples:
+  mmrec-mrdib leaderboard --models VBPR,MGCN,FREEDOM --datasets ml-100k --seeds 5
+  mmrec-mrdib leaderboard --models VBPR,FREEDOM --datasets ml-100k,baby --data_path data --tune 20 --seeds 5 --jobs 2
+  mmrec-mrdib leaderboard import table2.csv --source "MMRec, table 2"      results of others, shown apart
+
+Every run is a folder in RUNS. The same command trains only what is missing, goes on with what was interrupted, and tries again what
+failed. Parameters of a run are given as --key=value for all data sets, or as --DATASET.key=value for one:
+--baby.modalities=image,text. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html in OUTPUT.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="mmrec-mrdib leaderboard",
+        description="Compare models, plain and +MRdIB, honestly: equal tuning budgets, selection on the validation split, the test split read\n"
+        "once a run, several seeds, paired tests over users and seeds, corrected for their number.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    out.add_argument(
+        "--models", required=True, metavar="A,B", help=f"{', '.join(registry.MODELS)}, or RecBole's (plain only)"
+    )
+    out.add_argument("--datasets", required=True, metavar="X,Y", help="as in run_mrdib.py")
+    out.add_argument("--seeds", default="5", metavar="N|A,B", help="how many (1 to N), or which (default: %(default)s)")
+    out.add_argument("--variants", default="plain,mrdib", help="default: %(default)s")
+    out.add_argument(
+        "--tune", type=int, default=0, metavar="N", help="trials of tuning for each model and variant (default: none)"
+    )
+    out.add_argument(
+        "--weights",
+        choices=("search", "auto", "fixed"),
+        help="MRdIB's weights: part of the search (default with --tune), automatic, or as configured (default)",
+    )
+    out.add_argument("--columns", default="recall@20,ndcg@20", help="metrics of the board (default: %(default)s)")
+    out.add_argument("--data_path", metavar="DIR", help="folder of the data sets; built-in ones are found without")
+    out.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters")
+    out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    out.add_argument("--output", type=Path, default=Path("leaderboard"), metavar="DIR", help="default: %(default)s")
+    out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: %(default)s)")
+    out.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="where they run (default: %(default)s)"
+    )
+    out.add_argument(
+        "--ray_address", metavar="HOST:PORT", help="of a running Ray cluster (default: $RAY_ADDRESS, or this machine's)"
+    )
+    out.add_argument(
+        "--storage", metavar="URL", help="of tuning: an SQLAlchemy URL (default: SQLite in RUNS/optuna.db)"
+    )
+    return out
+
+
+def import_parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="mmrec-mrdib leaderboard import",
+        description="Add results that others reported. They are shown apart, marked as reported, and enter no comparison.",
+        epilog="The CSV has the columns model,dataset,metric,value and, where known, std,seed,source.",
+    )
+    out.add_argument("file", type=Path, metavar="FILE.csv")
+    out.add_argument("--source", metavar="TEXT", help="where they are from, for rows that do not say")
+    out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    return out
+
+
+def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] == "import":
+        return _import(arguments[1:])
+    options, values = parameters.parse(parser(), arguments)
+    warnings_only()
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"--output={options.output}: expected a folder")
+    if options.jobs < 1 or options.tune < 0:
+        raise ConfigError("--jobs and --tune: expected numbers from 1 and from 0")
+    datasets = _names(options.datasets, "--datasets")
+    own = {d: {k.removeprefix(f"{d}."): v for k, v in values.items() if k.startswith(f"{d}.")} for d in datasets}
+    shared = {k: v for k, v in values.items() if not any(k.startswith(f"{d}.") for d in datasets)}
+    if "seed" in shared:
+        raise ConfigError("--seed: a leaderboard has --seeds")
+
+    from rich.console import Console
+
+    from mmrec_mrdib.experiment import leaderboard, tables
+    from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool
+
+    spec = leaderboard.Spec(
+        models=_names(options.models, "--models"),
+        datasets=datasets,
+        seeds=_seeds(options.seeds),
+        variants=_variants(options.variants),
+        trials=options.tune,
+        weights=options.weights or ("search" if options.tune else "fixed"),
+        metrics=tuple(m.lower() for m in _names(options.columns, "--columns")),
+        values=shared,
+        dataset_values=own,
+        config_files=tuple(options.config_files),
+        data_path=options.data_path,
+        storage=options.storage,
+        runs=options.runs,
+    )
+    if spec.weights == "search" and not spec.trials:
+        raise ConfigError("--weights=search: needs --tune=N")
+    for _ in leaderboard.cells(spec):  # mistakes show before any worker starts
+        pass
+    if spec.trials:
+        from mmrec_mrdib.experiment import tune
+
+        for cell in leaderboard.cells(spec):
+            tune.search_space(cell.model, spec.weights)
+        tune.optuna()
+    logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR)
+    pool: Pool
+    if options.executor == "ray":
+        pool = RayPool(leaderboard.WORK, options.ray_address)
+    else:
+        pool = LocalPool(leaderboard.WORK, options.jobs)
+    # Several processes share the cores: none takes more than its part, whatever is configured.
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    try:
+        done = leaderboard.execute(spec, pool, lambda text: print(text, file=sys.stderr, flush=True), threads)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; complete runs are kept; go on with: {shlex.join(['mmrec-mrdib', 'leaderboard', *arguments])}",
+            file=sys.stderr,
+        )
+        return 130
+    built = leaderboard.board(spec, done, shlex.join(["mmrec-mrdib", "leaderboard", *arguments]))
+    written = tables.write(built, options.output)
+    Console().print(tables.terminal(built))
+    print("written:", *written)
+    failed = [row for row in built["rows"] if row["status"] in ("failed", "incomplete")]
+    if failed:
+        print(f"{len(failed)} cells are not complete; the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _import(arguments: Sequence[str]) -> int:
+    options = import_parser().parse_args(arguments)
+
+    from mmrec_mrdib.experiment import leaderboard
+
+    rows = leaderboard.import_reported(options.file, options.runs, options.source)
+    print(f"{rows} reported results in {options.runs / leaderboard.REPORTED}")
+    return 0
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"{option}={text}: expected names separated by commas, each once")
+    return names
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds={text}: expected a number of seeds, or seeds such as 1,2,3") from error
+    seeds = list(range(1, numbers[0] + 1)) if len(numbers) == 1 else numbers
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds={text}: expected a number of seeds, or distinct seeds such as 1,2,3")
+    return tuple(seeds)
+
+
+def _variants(text: str) -> tuple[Any, ...]:
+    names = _names(text, "--variants")
+    unknown = [n for n in names if n not in ("plain", "mrdib")]
+    if unknown:
+        raise ConfigError(f"--variants={text}: expected plain, mrdib, or both")
+    return names

@@ -1,0 +1,496 @@
+"""Models by data sets by seeds, tuned with equal budgets, tested in pairs: the board and the runs behind it.
+
+A cell is one model (plain or +MRdIB) on one data set. Its runs are ordinary run folders: one that is complete is not trained again, one that
+was interrupted goes on, and a failed one is tried again by the next call. The test split is read once a run, after all choices.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrec_mrdib import paths, registry
+from mmrec_mrdib.config import Config
+from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment.run import display_name, make_config, prepare, run
+from mmrec_mrdib.experiment.workers import Failure, Pool
+from mmrec_mrdib.paths import write_atomically
+from mmrec_mrdib.schema import DataSettings
+from mmrec_mrdib.significance import Outcome, holm, paired_bootstrap, paired_t, wilcoxon
+
+logger = logging.getLogger(__name__)
+BOARD_VERSION = 1
+WORK = "mmrec_mrdib.experiment.leaderboard:work"
+LEVEL = 0.05
+SEEDS_FOR_T = 5  # with fewer, a t-test over seeds says next to nothing
+VARIANTS = ("plain", "mrdib")
+REPORTED = "reported.csv"  # in the folder of runs: results of others
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is to be compared.
+
+    Attributes:
+        models: backbones, or models of RecBole (these have no +MRdIB).
+        datasets: names.
+        seeds: of the training.
+        variants: 'plain', 'mrdib'.
+        trials: of tuning a cell; 0: no tuning.
+        weights: MRdIB's weights: 'search' (part of the variant's search space), 'auto' (they set themselves), or 'fixed' (as configured).
+        metrics: of the board, as in 'recall@20'; the first is the one that is judged.
+        values, config_files: parameters of all runs; `dataset_values`: of those on one data set.
+        data_path: folder of the data sets; those built in are found without.
+        storage, runs: see `tune`.
+    """
+
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    variants: tuple[str, ...] = VARIANTS
+    trials: int = 0
+    weights: str = "fixed"
+    metrics: tuple[str, ...] = ("recall@20", "ndcg@20")
+    values: Mapping[str, Any] = field(default_factory=dict)
+    dataset_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config_files: tuple[str, ...] = ()
+    data_path: str | None = None
+    storage: str | None = None
+    runs: Path = Path("runs")
+
+
+@dataclass
+class Cell:
+    """A model on a data set, and what has become of it.
+
+    Attributes:
+        model: 'VBPR' or 'VBPR+MRdIB'.
+        values: its parameters, without those that tuning finds.
+        tuned: outcome of tuning (see `tune.Tuned`), or None.
+        results: seed -> the run's result.
+        failures: 'tuning' or 'seed N' -> why.
+    """
+
+    model: str
+    dataset: str
+    values: dict[str, Any]
+    tuned: dict[str, Any] | None = None
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def backbone(self) -> str:
+        return registry.split_variant(self.model)[0]
+
+    @property
+    def variant(self) -> str:
+        return "mrdib" if "+" in self.model else "plain"
+
+
+def cells(spec: Spec) -> Iterator[Cell]:
+    """All cells, their configuration checked.
+
+    Raises:
+        ConfigError, DataError: before anything is trained.
+    """
+    plugins = set(_plugin_parameters())
+    for dataset in spec.datasets:
+        for base in spec.models:
+            for variant in spec.variants:
+                plugged = variant == "mrdib"
+                if plugged and not registry.is_multimodal(base):
+                    continue
+                values = {**spec.values, **spec.dataset_values.get(dataset, {})}
+                if spec.data_path is not None and not _built_in(dataset, spec.data_path):
+                    values["data_path"] = spec.data_path
+                if plugged and spec.weights == "auto":
+                    values["weighting"] = "auto"
+                if not plugged:  # the plug-in's parameters are for the +MRdIB side only
+                    values = {k: v for k, v in values.items() if k not in plugins}
+                cell = Cell(f"{base}+{registry.PLUGIN}" if plugged else base, dataset, values)
+                config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
+                _check_metrics(spec, config)
+                yield cell
+
+
+def _files(spec: Spec, plugged: bool) -> tuple[str, ...]:
+    if not plugged and spec.config_files:
+        from mmrec_mrdib.schema import read_yaml
+
+        ours = set(_plugin_parameters())
+        for file in spec.config_files:
+            given = sorted(ours & set(read_yaml(Path(file))))
+            if given and "plain" in spec.variants:
+                raise ConfigError(
+                    f"{file}: {', '.join(given)} is a parameter of {registry.PLUGIN} alone; give it as --{given[0]}=VALUE"
+                )
+    return spec.config_files
+
+
+@functools.cache
+def _plugin_parameters() -> tuple[str, ...]:
+    from mmrec_mrdib.schema import read_yaml
+
+    return tuple(read_yaml(paths.properties_dir() / "mrdib.yaml"))
+
+
+def _built_in(dataset: str, data_path: str) -> bool:
+    return dataset in paths.BUILTIN_DATASETS and not (Path(data_path) / dataset).is_dir()
+
+
+def _check_metrics(spec: Spec, config: Config) -> None:
+    have = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
+    for metric in spec.metrics:
+        if metric not in have:
+            raise ConfigError(
+                f"--columns: {metric} is not computed; choose of {', '.join(sorted(have))}, or change --metrics and --topk"
+            )
+
+
+# Running.
+
+
+def work(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """One task, in a worker: tune a cell, or train it with one seed."""
+    from mmrec_mrdib.experiment import tune
+
+    if payload["kind"] == "tune":
+        space = tune.search_space(payload["model"], payload["weights"])
+        tuned = tune.tune(
+            payload["model"], payload["dataset"], payload["trials"], payload["values"], payload["config_files"], payload["storage"],
+            Path(payload["runs"]), payload["seed"], space,
+        )  # fmt: skip
+        return tuned._asdict() if hasattr(tuned, "_asdict") else dict(vars(tuned))
+    config = make_config(
+        payload["model"], payload["dataset"], payload["seed"], payload["config_files"], payload["values"]
+    )
+    folder = record.run_folder(
+        Path(payload["runs"]),
+        display_name(config),
+        payload["dataset"],
+        payload["seed"],
+        record.run_hash(config, _fingerprint(config)),
+    )
+    if (folder / "result.json").is_file():
+        return {"folder": str(folder), "seconds": 0.0}
+    result = run(config, Path(payload["runs"]), resume=True)
+    return {"folder": result["folder"], "seconds": result["total_seconds"]}
+
+
+_fingerprints: dict[str, str] = {}
+
+
+def _fingerprint(config: Config) -> str:
+    """Of the data, read once a process and setting."""
+    names = [*config.parameters["Dataset"], *DataSettings.model_fields, "eval_args", "data_path", "dataset"]
+    key = json.dumps({n: record.plain(config[n]) for n in sorted(set(names))}, sort_keys=True)
+    if key not in _fingerprints:
+        splits = prepare(config)
+        _fingerprints[key] = splits.dataset.fingerprint(splits.parts)
+    return _fingerprints[key]
+
+
+def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: None, threads: int = 0) -> list[Cell]:
+    """Train all that is missing. `told` hears of each task that ends.
+
+    Args:
+        threads: PyTorch's threads of each task at most; 0: as configured.
+    """
+    board = list(cells(spec))
+    tasks: dict[str, tuple[Cell, int | None]] = {}
+    total = len(board) * (len(spec.seeds) + bool(spec.trials))
+    ended, started, trained = 0, time.monotonic(), 0
+
+    def submit(cell: Cell, seed: int | None) -> None:
+        key = f"{cell.model} on {cell.dataset}, {'tuning' if seed is None else f'seed {seed}'}"
+        params = cell.tuned["params"] if cell.tuned else {}
+        tasks[key] = (cell, seed)
+        pool.submit(
+            key,
+            {
+                "kind": "tune" if seed is None else "train",
+                "model": cell.model,
+                "dataset": cell.dataset,
+                "seed": spec.seeds[0] if seed is None else seed,
+                "values": {**cell.values, **params, **_limited(cell, spec, threads)},
+                "config_files": list(spec.config_files),
+                "trials": spec.trials,
+                "weights": spec.weights,
+                "storage": spec.storage,
+                "runs": str(spec.runs),
+                "threads": threads,
+            },
+        )
+
+    try:
+        # Seeds first, so that those of one data set do not wait for all of another's: results of all cells grow together.
+        for seed in (None,) if spec.trials else spec.seeds:
+            for cell in board:
+                submit(cell, seed)
+        while tasks:
+            key, outcome = pool.next()
+            cell, seed = tasks.pop(key)
+            ended += 1
+            if isinstance(outcome, Failure):
+                cell.failures[key.rpartition(", ")[2]] = outcome
+                logger.error("%s: %s\n%s", key, outcome.reason, outcome.trace)
+                if seed is None:
+                    ended += len(spec.seeds)
+            elif seed is None:
+                cell.tuned = outcome
+                for each in spec.seeds:
+                    submit(cell, each)
+            else:
+                cell.results[seed] = record.load_result(outcome["folder"]) | {"folder": outcome["folder"]}
+                trained += outcome["seconds"] > 0
+            told(f"{ended} of {total}: {key}: {_short(outcome, spec)}{_left(ended, total, started, trained)}")
+    finally:
+        pool.close()
+    for cell in board:
+        cell.results = dict(sorted(cell.results.items()))
+    return board
+
+
+def _limited(cell: Cell, spec: Spec, threads: int) -> dict[str, int]:
+    """`threads` where more are configured (0 is PyTorch's choice: all cores). It does not change what is computed, nor the run's name."""
+    configured = make_config(cell.model, cell.dataset, spec.seeds[0], spec.config_files, cell.values)["threads"]
+    return {"threads": threads} if threads and (configured == 0 or configured > threads) else {}
+
+
+def _short(outcome: dict[str, Any] | Failure, spec: Spec) -> str:
+    if isinstance(outcome, Failure):
+        return f"FAILED: {outcome.reason}"
+    if "params" in outcome:
+        return f"best of {outcome['trials']} trials {outcome['value']:.4f}"
+    valid = record.load_result(outcome["folder"])["valid"]
+    metric = spec.metrics[0] if spec.metrics[0] in valid else next(iter(valid))
+    return f"valid {metric} {valid[metric]:.4f}" + (
+        f" ({outcome['seconds']:.0f} s)" if outcome["seconds"] else " (was there)"
+    )
+
+
+def _left(ended: int, total: int, started: float, trained: int) -> str:
+    if not trained or ended >= total:
+        return ""
+    seconds = (time.monotonic() - started) / ended * (total - ended)
+    return f"; about {seconds / 60:.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
+
+
+# The board.
+
+
+def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]:
+    """Rows and comparisons, as plain values: what every form of output is made of."""
+    rows = [_row(cell, spec) for cell in done]
+    rows += _reported_rows(spec)
+    return {
+        "version": BOARD_VERSION,
+        "command": command,
+        "metrics": list(spec.metrics),
+        "seeds": list(spec.seeds),
+        "trials": spec.trials,
+        "weights": spec.weights,
+        "rows": rows,
+        "comparisons": _comparisons(spec, done),
+    }
+
+
+def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
+    results = cell.results
+    values = {m: [r["test"][m] for r in results.values()] for m in spec.metrics}
+    reasons = [f"{what}: {failure.reason}" for what, failure in cell.failures.items()]
+    complete = len(results) == len(spec.seeds)
+    return {
+        "source": "measured",
+        "dataset": cell.dataset,
+        "model": cell.model,
+        "backbone": cell.backbone,
+        "variant": cell.variant,
+        "status": "complete" if complete else "incomplete" if results else "failed",
+        "reasons": reasons,
+        "seeds": list(results),
+        "folders": [r["folder"] for r in results.values()],
+        "values": values,
+        "mean": {m: statistics.fmean(v) for m, v in values.items() if v},
+        "std": {m: statistics.stdev(v) for m, v in values.items() if len(v) > 1},
+        "tuned": cell.tuned,
+        "seconds_per_epoch": statistics.median(r["seconds_per_epoch"] for r in results.values()) if results else None,
+    }
+
+
+def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """+MRdIB against its backbone: every data set, backbone and metric; p-values adjusted over all of them (Holm)."""
+    by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
+    out: list[dict[str, Any]] = []
+    for (dataset, backbone, variant), cell in by_name.items():
+        plain = by_name.get((dataset, backbone, "plain"))
+        if variant != "mrdib" or plain is None:
+            continue
+        seeds = [s for s in cell.results if s in plain.results]
+        if not seeds:
+            continue
+        per_user = [_per_user_differences(plain.results[s], cell.results[s], spec.metrics) for s in seeds]
+        for metric in spec.metrics:
+            before = np.array([plain.results[s]["test"][metric] for s in seeds])
+            after = np.array([cell.results[s]["test"][metric] for s in seeds])
+            # One difference a user, averaged over the seeds: users are what a larger sample would have more of.
+            users = np.mean([d[metric] for d in per_user], axis=0)
+            over_seeds = paired_t(after - before) if len(seeds) >= SEEDS_FOR_T else None
+            out.append(
+                {
+                    "dataset": dataset,
+                    "backbone": backbone,
+                    "metric": metric,
+                    "seeds": seeds,
+                    "difference": float((after - before).mean()),
+                    "gain": float(after.mean() / before.mean() - 1) if before.mean() else None,
+                    "bootstrap": _plain(paired_bootstrap(users)),
+                    "wilcoxon": _plain(wilcoxon(users)),
+                    "t": None if over_seeds is None else _plain(over_seeds),
+                }
+            )
+    for test in ("bootstrap", "wilcoxon", "t"):
+        family = [c[test] for c in out if c[test] is not None]
+        for entry, adjusted in zip(family, holm([entry["p"] for entry in family]), strict=True):
+            entry["p_holm"] = adjusted
+    for entry in out:
+        tests = [entry["bootstrap"], *([entry["t"]] if entry["t"] else [])]
+        entry["significant"] = all(test["p_holm"] < LEVEL for test in tests)
+    return out
+
+
+def _plain(outcome: Outcome) -> dict[str, float | None]:
+    effect = outcome.effect if np.isfinite(outcome.effect) else None
+    return {"p": outcome.p, "effect": effect, "n": outcome.n}
+
+
+def _per_user_differences(
+    plain: Mapping[str, Any], variant: Mapping[str, Any], metrics: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Metric -> (N,) variant minus plain of each test user."""
+    tables = []
+    for result in (plain, variant):
+        with np.load(Path(result["folder"]) / "per_user.npz", allow_pickle=False) as file:
+            tables.append({name: file[name] for name in ("users", "metrics", "values")})
+    if not np.array_equal(tables[0]["users"], tables[1]["users"]):
+        raise DataError(
+            f"{plain['folder']} and {variant['folder']}: not the same test users; were they trained on the same data?"
+        )
+    columns = [{str(m): t["values"][:, n] for n, m in enumerate(t["metrics"])} for t in tables]
+    return {m: columns[1][m] - columns[0][m] for m in metrics}
+
+
+# Results of others.
+
+_COLUMNS = ("model", "dataset", "metric", "value", "std", "seed", "source")
+
+
+def import_reported(file: Path, runs: Path, source: str | None) -> int:
+    """Add results that were not measured here, to be shown apart. Rows of the same model, data set, metric, seed and source replace earlier ones.
+
+    Args:
+        file: CSV with the columns model, dataset, metric, value; optional: std, seed, source.
+        source: where they are from, for rows that do not say.
+
+    Raises:
+        DataError: missing columns, a value that is not a number, no source.
+    """
+    rows = _read_reported(file, source)
+    path = runs / REPORTED
+    kept = {_identity(r): r for r in (_read_reported(path, None) if path.is_file() else [])}
+    kept |= {_identity(r): r for r in rows}
+    runs.mkdir(parents=True, exist_ok=True)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept.values())
+    write_atomically(path, buffer.getvalue().encode())
+    return len(rows)
+
+
+def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[k] for k in ("model", "dataset", "metric", "seed", "source"))
+
+
+def _read_reported(file: Path, source: str | None) -> list[dict[str, str]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            lines = [
+                (reader.line_num, dict(zip(header, (v or "" for v in row.values()), strict=False))) for row in reader
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as CSV ({error})") from error
+    missing = [c for c in ("model", "dataset", "metric", "value") if c not in header]
+    if missing:
+        raise DataError(
+            f"{file}: no column {', '.join(missing)}; expected model,dataset,metric,value (and, if known, std,seed,source)"
+        )
+    out = []
+    for number, line in lines:
+        row = {name: str(line.get(name) or "").strip() for name in _COLUMNS}
+        row["metric"] = row["metric"].lower()
+        row["source"] = row["source"] or source or ""
+        if not row["source"]:
+            raise DataError(f"{file}, line {number}: from where? Give a column 'source', or --source=TEXT for all rows")
+        for name in ("value", "std"):
+            if row[name] or name == "value":
+                try:
+                    finite = np.isfinite(float(row[name]))
+                except ValueError:
+                    finite = False
+                if not finite:
+                    raise DataError(f"{file}, line {number}: {name} '{row[name]}' is not a number")
+        if not row["model"] or not row["dataset"] or "@" not in row["metric"]:
+            raise DataError(f"{file}, line {number}: expected a model, a data set and a metric such as recall@20")
+        out.append(row)
+    return out
+
+
+def _reported_rows(spec: Spec) -> list[dict[str, Any]]:
+    path = spec.runs / REPORTED
+    if not path.is_file():
+        return []
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in _read_reported(path, None):
+        if row["dataset"] in spec.datasets and row["metric"] in spec.metrics:
+            groups.setdefault((row["dataset"], row["model"], row["source"]), []).append(row)
+    out = []
+    for (dataset, model, source), rows in groups.items():
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            values.setdefault(row["metric"], []).append(float(row["value"]))
+        std = {r["metric"]: float(r["std"]) for r in rows if r["std"]}
+        std |= {m: statistics.stdev(v) for m, v in values.items() if len(v) > 1}
+        out.append(
+            {
+                "source": source,
+                "dataset": dataset,
+                "model": model,
+                "backbone": model.partition("+")[0],
+                "variant": "reported",
+                "status": "reported",
+                "reasons": [],
+                "seeds": sorted({r["seed"] for r in rows if r["seed"]}),
+                "folders": [],
+                "values": values,
+                "mean": {m: statistics.fmean(v) for m, v in values.items()},
+                "std": std,
+                "tuned": None,
+                "seconds_per_epoch": None,
+            }
+        )
+    return out

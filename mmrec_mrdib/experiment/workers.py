@@ -1,0 +1,227 @@
+"""Pools that run one function on many payloads: local processes, or a Ray cluster. A worker's death is one task's failure.
+
+Payloads and results are plain values and travel as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from multiprocessing import connection as connections
+from typing import Any, NamedTuple, Protocol
+
+from mmrec_mrdib.errors import ConfigError, MRdIBError
+from mmrec_mrdib.registry import load
+
+
+class Failure(NamedTuple):
+    """Why a task has no result.
+
+    Attributes:
+        reason: one line.
+        trace: the traceback, where the error is not one the user can mend.
+    """
+
+    reason: str
+    trace: str = ""
+
+
+Payload = Mapping[str, Any]
+
+
+class Pool(Protocol):
+    """Tasks go in with a key, and come out in the order in which they end."""
+
+    def submit(self, key: str, payload: Payload) -> None: ...
+
+    def next(self) -> tuple[str, dict[str, Any] | Failure]:
+        """The next task that ended; waits for it. Not to be called with nothing submitted."""
+        ...
+
+    def close(self) -> None:
+        """End all work at once."""
+        ...
+
+
+def call(function: str, payload: str) -> str:
+    """Run 'module:function' on a JSON payload; the outcome as JSON: [result, reason, trace]."""
+    try:
+        return json.dumps([load(function)(json.loads(payload)), "", ""])
+    except MRdIBError as error:
+        return json.dumps([None, str(error), ""])
+    except Exception as error:
+        return json.dumps([None, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc()])
+
+
+def _outcome(text: str) -> dict[str, Any] | Failure:
+    result, reason, trace = json.loads(text)
+    return Failure(reason, trace) if reason else result
+
+
+class LocalPool:
+    """Processes of this machine, each kept for many tasks.
+
+    Args:
+        function: 'module:function' of one payload.
+        jobs: processes.
+    """
+
+    def __init__(self, function: str, jobs: int) -> None:
+        self.function, self.jobs = function, jobs
+        self.waiting: deque[tuple[str, str]] = deque()
+        self.idle: list[_Worker] = []
+        self.busy: list[_Worker] = []
+
+    def submit(self, key: str, payload: Payload) -> None:
+        self.waiting.append((key, json.dumps(payload)))
+        self._start()
+
+    def _start(self) -> None:
+        while self.waiting and len(self.busy) < self.jobs:
+            worker = self.idle.pop() if self.idle else _Worker(self.function)
+            worker.begin(*self.waiting.popleft())
+            self.busy.append(worker)
+
+    def next(self) -> tuple[str, dict[str, Any] | Failure]:
+        by_handle: dict[Any, _Worker] = {w.connection: w for w in self.busy}
+        by_handle |= {w.process.sentinel: w for w in self.busy}
+        worker = by_handle[connections.wait(list(by_handle))[0]]
+        self.busy.remove(worker)
+        key, outcome = worker.key, worker.result()
+        if isinstance(outcome, Failure) and not worker.process.is_alive():
+            worker.end()
+        else:
+            self.idle.append(worker)
+        self._start()
+        return key, outcome
+
+    def close(self) -> None:
+        for worker in self.busy:
+            worker.process.kill()
+        for worker in (*self.idle, *self.busy):
+            worker.end()
+        self.busy, self.idle = [], []
+        self.waiting.clear()
+
+
+class _Worker:
+    def __init__(self, function: str) -> None:
+        context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.key = ""
+
+    def begin(self, key: str, payload: str) -> None:
+        self.key = key
+        self.connection.send_bytes(payload.encode())
+
+    def result(self) -> dict[str, Any] | Failure:
+        try:
+            if self.connection.poll():
+                return _outcome(self.connection.recv_bytes().decode())
+        except (EOFError, ConnectionError):
+            pass
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; out of memory?" if -code == signal.SIGKILL else ""
+            return Failure(f"its process was killed ({name}{hint})")
+        return Failure(f"its process ended with exit code {code}")
+
+    def end(self) -> None:
+        self.connection.close()  # an idle worker ends by itself
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(connection: Any, function: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()  # a parent that is killed tells nobody
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    while True:
+        try:
+            payload = connection.recv_bytes().decode()
+        except (EOFError, OSError):
+            return
+        connection.send_bytes(call(function, payload).encode())
+
+
+class RayPool:
+    """Tasks on a Ray cluster that is running already. A task whose worker dies is tried again on another one; folders named in
+    payloads must be the same on all machines.
+
+    Args:
+        function: as for LocalPool.
+        address: of the cluster; none: $RAY_ADDRESS, or the one running on this machine.
+        cpus: of each task.
+
+    Raises:
+        ConfigError: Ray is not installed, or no cluster is found.
+    """
+
+    retries = 3
+
+    def __init__(self, function: str, address: str | None = None, cpus: int = 1) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("--executor=ray needs Ray: pip install 'mmrec-mrdib[ray]'") from error
+        self.ray, self.function = ray, function
+        environment = {
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        address = address or os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            if address != "auto":  # Ray itself would try for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": environment},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"--executor=ray: no Ray cluster found ({reason}); start one with: ray start --head"
+            ) from error
+        self.remote = ray.remote(call).options(num_cpus=cpus, max_retries=self.retries)
+        self.keys: dict[Any, str] = {}
+
+    def submit(self, key: str, payload: Payload) -> None:
+        self.keys[self.remote.remote(self.function, json.dumps(payload))] = key
+
+    def next(self) -> tuple[str, dict[str, Any] | Failure]:
+        (done, *_), _ = self.ray.wait(list(self.keys), num_returns=1)
+        key = self.keys.pop(done)
+        try:
+            return key, _outcome(self.ray.get(done))
+        except self.ray.exceptions.RayError as error:
+            return key, Failure(f"Ray: {type(error).__name__}: {str(error).splitlines()[0]}", str(error))
+
+    def close(self) -> None:
+        for task in self.keys:
+            self.ray.cancel(task, force=True)
+        self.keys = {}
+        self.ray.shutdown()
