@@ -217,27 +217,35 @@ def study_name(
 
 
 def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
-    try:
-        storage = library.storages.RDBStorage(
-            url,
-            # SQLite locks the whole file for each write: waiting is better than failing.
-            engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=3 * _HEARTBEAT,
-        )
-        return library.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize" if bigger else "minimize",
-            load_if_exists=True,
-            pruner=library.pruners.MedianPruner(n_startup_trials=min(_PATIENCE, trials), n_warmup_steps=_WARMUP_EPOCHS),
-        )
-    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"--storage={url}: cannot be opened ({reason}); expected an SQLAlchemy URL such as sqlite:///optuna.db or "
-            "postgresql+psycopg://user:password@host/database"
-        ) from error
+    for attempts_left in reversed(range(5)):
+        try:
+            storage = library.storages.RDBStorage(
+                url,
+                # SQLite locks the whole file for each write: waiting is better than failing.
+                engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+                heartbeat_interval=_HEARTBEAT,
+                grace_period=3 * _HEARTBEAT,
+            )
+            return library.create_study(
+                storage=storage,
+                study_name=name,
+                direction="maximize" if bigger else "minimize",
+                load_if_exists=True,
+                pruner=library.pruners.MedianPruner(
+                    n_startup_trials=min(_PATIENCE, trials), n_warmup_steps=_WARMUP_EPOCHS
+                ),
+            )
+        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
+            # Two processes that both find an empty database both create its tables; one of them is too late.
+            if attempts_left and type(error).__name__ in ("IntegrityError", "ProgrammingError", "StorageInternalError"):
+                time.sleep(0.5)
+                continue
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"--storage={url}: cannot be opened ({reason}); expected an SQLAlchemy URL such as sqlite:///optuna.db or "
+                "postgresql+psycopg://user:password@host/database"
+            ) from error
+    raise AssertionError
 
 
 def _this_process() -> str:

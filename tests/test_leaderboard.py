@@ -1,0 +1,533 @@
+"""The leaderboard: cells, resumption, failures, budgets, statistics and its forms."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmrec_mrdib.cli import main
+from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.experiment import leaderboard, tables
+from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, execute, import_reported
+from mmrec_mrdib.experiment.workers import Failure, LocalPool, _outcome, call
+from mmrec_mrdib.testing.toy import write_mmrec
+from tests.conftest import ROOT
+
+VALUES = {"epochs": 2, "embedding_size": 8, "show_progress": False}
+
+
+class InProcess:
+    """A pool in this process: fast, and open to monkeypatching."""
+
+    def __init__(self):
+        self.waiting, self.seen = [], []
+
+    def submit(self, key, payload):
+        self.waiting.append((key, json.dumps(payload)))
+
+    def next(self):
+        key, payload = self.waiting.pop(0)
+        self.seen.append(key)
+        return key, _outcome(call(leaderboard.WORK, payload))
+
+    def close(self):
+        self.waiting = []
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for n, name in enumerate(("toy", "tiny")):
+        write_mmrec(folder / name, users=40 - 10 * n, items=30, dims={"a": 12, "b": 8}, seed=n)
+    return folder
+
+
+def spec(data, runs, **more):
+    given = {
+        "models": ("VBPR", "BPR"),
+        "datasets": ("toy", "tiny"),
+        "seeds": (1, 2),
+        "values": VALUES,
+        "data_path": str(data),
+        "runs": runs,
+    }
+    return Spec(**{**given, **more})
+
+
+@pytest.fixture(scope="module")
+def built(data, tmp_path_factory):
+    """A board of five seeds."""
+    values = VALUES | {"epochs": 5, "learning_rate": 0.05}  # enough for the variant to differ
+    chosen = spec(data, tmp_path_factory.mktemp("runs"), seeds=(1, 2, 3, 4, 5), values=values)
+    done = execute(chosen, InProcess())
+    return board(chosen, done, "the command"), chosen, done
+
+
+def test_cells_are_models_by_variants_by_data_sets(data, tmp_path):
+    names = [(c.dataset, c.model) for c in cells(spec(data, tmp_path))]
+    assert names == [(d, m) for d in ("toy", "tiny") for m in ("VBPR", "VBPR+MRdIB", "BPR")]
+    plain_only = spec(data, tmp_path, variants=("plain",), datasets=("toy",))
+    assert [c.model for c in cells(plain_only)] == ["VBPR", "BPR"]
+
+
+def test_parameters_go_where_they_belong(data, tmp_path):
+    chosen = spec(
+        data,
+        tmp_path,
+        models=("VBPR",),
+        weights="auto",
+        values=VALUES | {"unique_weight": 0.2},
+        dataset_values={"tiny": {"modalities": "a"}},
+    )
+    by_name = {(c.dataset, c.variant): c.values for c in cells(chosen)}
+    assert by_name["toy", "mrdib"]["unique_weight"] == 0.2 and by_name["toy", "mrdib"]["weighting"] == "auto"
+    assert "unique_weight" not in by_name["toy", "plain"] and "weighting" not in by_name["toy", "plain"]
+    assert by_name["tiny", "plain"]["modalities"] == "a" and "modalities" not in by_name["toy", "plain"]
+    assert (
+        "data_path" not in next(cells(spec(data, tmp_path, datasets=("ml-100k",), models=("BPR",), values={}))).values
+    )
+
+
+def test_a_second_call_trains_nothing_and_gives_the_same_board(built):
+    first, chosen, _ = built
+    told = []
+    again = board(chosen, execute(chosen, InProcess(), told.append), "the command")
+    assert again == first
+    assert len(told) == 30 and all("(was there)" in line for line in told)
+
+
+def test_changed_parameters_are_other_runs(data, tmp_path):
+    chosen = spec(data, tmp_path, models=("BPR",), datasets=("toy",), seeds=(1,))
+    execute(chosen, InProcess())
+    told = []
+    execute(
+        spec(data, tmp_path, models=("BPR",), datasets=("toy",), seeds=(1,), values=VALUES | {"epochs": 3}),
+        InProcess(),
+        told.append,
+    )
+    assert "(was there)" not in told[0] and len(list(tmp_path.glob("BPR-toy-1-*"))) == 2
+
+
+def test_a_failure_is_shown_with_its_reason_and_tried_again(data, tmp_path, monkeypatch):
+    chosen = spec(data, tmp_path, models=("VBPR",), datasets=("toy",), seeds=(1, 2))
+    real = leaderboard.run
+
+    def sometimes(config, runs, resume):
+        if config["seed"] == 2 and config["model"] == "MRdIB":
+            raise DataError("no luck today")
+        return real(config, runs, resume)
+
+    monkeypatch.setattr(leaderboard, "run", sometimes)
+    done = execute(chosen, InProcess())
+    built = board(chosen, done)
+    row = next(r for r in built["rows"] if r["variant"] == "mrdib")
+    assert row["status"] == "incomplete" and row["reasons"] == ["seed 2: no luck today"] and row["seeds"] == [1]
+    assert built["comparisons"][0]["seeds"] == [1]  # compared on what both have
+    assert "no luck today" in tables.markdown(built) and "no luck today" in tables.page(built, tmp_path)
+    monkeypatch.setattr(leaderboard, "run", real)
+    pool = InProcess()
+    told = []
+    assert board(chosen, execute(chosen, pool, told.append))["rows"][1]["status"] == "complete"
+    assert sum("(was there)" in line for line in told) == 3
+
+
+def test_numbers_are_those_of_the_runs(built):
+    content, _, done = built
+    cell = next(c for c in done if c.model == "VBPR+MRdIB" and c.dataset == "toy")
+    row = next(r for r in content["rows"] if (r["model"], r["dataset"]) == ("VBPR+MRdIB", "toy"))
+    values = [json.loads((Path(f) / "result.json").read_text())["test"]["recall@20"] for f in row["folders"]]
+    assert row["values"]["recall@20"] == values and row["seeds"] == [1, 2, 3, 4, 5]
+    assert row["mean"]["recall@20"] == pytest.approx(np.mean(values)) and row["std"]["recall@20"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
+
+    plain = next(c for c in done if c.model == "VBPR" and c.dataset == "toy")
+    comparison = next(c for c in content["comparisons"] if (c["dataset"], c["metric"]) == ("toy", "recall@20"))
+    before = [plain.results[s]["test"]["recall@20"] for s in (1, 2, 3, 4, 5)]
+    assert comparison["gain"] == pytest.approx(np.mean(values) / np.mean(before) - 1)
+    assert comparison["t"]["p"] == pytest.approx(stats.ttest_rel(values, before).pvalue)
+
+    def users(results):
+        tables_ = [np.load(Path(r["folder"]) / "per_user.npz") for r in results.values()]
+        return np.mean([t["values"][:, list(t["metrics"]).index("recall@20")] for t in tables_], axis=0)
+
+    difference = (users(cell.results) - users(plain.results)).round(12)
+    assert comparison["wilcoxon"]["p"] == pytest.approx(stats.wilcoxon(difference, zero_method="pratt").pvalue)
+    assert comparison["bootstrap"]["n"] == len(difference)
+
+
+def test_p_values_are_adjusted_over_the_whole_board(built):
+    content = built[0]
+    for test in ("bootstrap", "t"):
+        raw = sorted(c[test]["p"] for c in content["comparisons"])
+        adjusted = sorted(c[test]["p_holm"] for c in content["comparisons"])
+        assert len(raw) == 4 and adjusted[0] == pytest.approx(min(1, 4 * raw[0]))
+        assert all(a >= p for a, p in zip(adjusted, raw, strict=True))
+
+
+def test_few_seeds_give_no_t_test(data, tmp_path):
+    chosen = spec(data, tmp_path, models=("VBPR",), datasets=("toy",), seeds=(1, 2))
+    assert all(c["t"] is None for c in board(chosen, execute(chosen, InProcess()))["comparisons"])
+
+
+def fake(significant, gain):
+    test = {"p": 0.01, "p_holm": 0.02 if significant else 0.2, "effect": 0.1, "n": 10}
+    row = {"source": "measured", "dataset": "d_1", "backbone": "VBPR", "status": "complete", "reasons": [], "seeds": [1, 2],
+           "folders": ["runs/a", "runs/b"], "values": {"recall@20": [0.1, 0.2]}, "std": {"recall@20": 0.07}, "tuned": None,
+           "seconds_per_epoch": 1.0}  # fmt: skip
+    return {
+        "version": 1, "command": "", "metrics": ["recall@20"], "seeds": [1, 2], "trials": 0, "weights": "fixed",
+        "rows": [row | {"model": "VBPR", "variant": "plain", "mean": {"recall@20": 0.15}},
+                 row | {"model": "VBPR+MRdIB", "variant": "mrdib", "mean": {"recall@20": 0.15 * (1 + gain)}}],
+        "comparisons": [{"dataset": "d_1", "backbone": "VBPR", "metric": "recall@20", "seeds": [1, 2], "difference": 0.15 * gain,
+                         "gain": gain, "bootstrap": test, "wilcoxon": test, "t": None, "significant": significant}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("significant", "gain", "bold"), [(True, 0.1, True), (False, 0.1, False), (True, -0.1, False)])
+def test_only_a_significant_gain_is_bold(tmp_path, significant, gain, bold):
+    content = fake(significant, gain)
+    text = f"{gain:+.1%}".replace("%", " %")
+    assert (f"**{text}**" in tables.markdown(content)) == bold and text in tables.markdown(content)
+    assert ("\\textbf{" in tables.latex(content)) == bold
+    assert (f"<b>{text}</b>" in tables.page(content, tmp_path)) == bold
+
+
+def test_latex_escapes_and_is_balanced():
+    text = tables.latex(fake(True, 0.1))
+    assert "d\\_1" in text and text.count("{") == text.count("}")
+    assert re.search(r"VBPR\+MRdIB & 0\.1650 \$\\pm\$ 0\.0700 \(\\textbf\{\+10\.0\\,\\%\}\) \\\\", text)
+
+
+def test_tidy_csv_has_one_row_per_value(built):
+    content = built[0]
+    rows = list(csv.DictReader(io.StringIO(tables.tidy(content))))
+    assert len(rows) == 6 * 2 * 5
+    first = rows[0]
+    assert first["dataset"] == "toy" and float(first["value"]) == content["rows"][0]["values"][first["metric"]][0]
+    assert (Path(first["folder"]) / "result.json").is_file()
+
+
+def test_reported_results_stand_apart(data, tmp_path):
+    foreign = tmp_path / "paper.csv"
+    foreign.write_text(
+        "model,dataset,metric,value,std\nVBPR,toy,Recall@20,0.9,0.01\nOther,toy,recall@20,0.8,\nOther,elsewhere,recall@20,0.7,\n"
+    )
+    runs = tmp_path / "runs"
+    assert import_reported(foreign, runs, "A paper, table 1") == 3
+    assert import_reported(foreign, runs, "A paper, table 1") == 3  # again: replaced, not doubled
+    chosen = spec(data, runs, models=("VBPR",), datasets=("toy",), seeds=(1,))
+    content = board(chosen, execute(chosen, InProcess()))
+    reported = [r for r in content["rows"] if r["variant"] == "reported"]
+    assert [(r["model"], r["mean"]["recall@20"], r["source"]) for r in reported] == [
+        ("VBPR", 0.9, "A paper, table 1"), ("Other", 0.8, "A paper, table 1"),
+    ]  # fmt: skip
+    assert {c["backbone"] for c in content["comparisons"]} == {"VBPR"} and content["comparisons"][0]["gain"] < 1
+    assert "reported: A paper, table 1" in tables.markdown(content)
+    assert [r["source"] for r in csv.DictReader(io.StringIO(tables.tidy(content)))].count("A paper, table 1") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,dataset,value\nVBPR,toy,1\n", "no column metric"),
+        ("model,dataset,metric,value\nVBPR,toy,recall@20,much\n", "line 2.*not a number"),
+        ("model,dataset,metric,value\nVBPR,toy,recall@20,nan\n", "not a number"),
+        ("model,dataset,metric,value\nVBPR,toy,recall,0.1\n", "recall@20"),
+    ],
+)
+def test_wrong_foreign_results_are_refused(tmp_path, text, message):
+    file = tmp_path / "x.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        import_reported(file, tmp_path / "runs", "somewhere")
+    file.write_text("model,dataset,metric,value\nVBPR,toy,recall@20,0.1\n")
+    with pytest.raises(DataError, match="from where"):
+        import_reported(file, tmp_path / "runs", None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plain_and_variant_are_tuned_with_the_same_number_of_trials(data, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    chosen = spec(
+        data, tmp_path, models=("VBPR",), datasets=("toy",), seeds=(1, 2), trials=3, weights="search", values=VALUES
+    )
+    done = execute(chosen, InProcess())
+    assert [c.tuned["trials"] for c in done] == [3, 3]
+    assert "unique_weight" in done[1].tuned["params"] and "unique_weight" not in done[0].tuned["params"]
+    for cell in done:
+        for result in cell.results.values():
+            assert all(result["config"][k] == v for k, v in cell.tuned["params"].items())
+    pool = InProcess()
+    told = []
+    again = execute(chosen, pool, told.append)
+    assert [c.tuned for c in again] == [c.tuned for c in done] and sum("(was there)" in t for t in told) == 4
+
+
+def test_a_failed_search_fails_its_cell_alone(data, tmp_path, monkeypatch):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    from mmrec_mrdib.experiment import tune
+
+    real = tune.tune
+    monkeypatch.setattr(tune, "tune", lambda model, *a, **k: real(model, *a, **k) if "+" in model else 1 / 0)
+    chosen = spec(data, tmp_path, models=("VBPR",), datasets=("toy",), seeds=(1,), trials=2, weights="auto")
+    plain, variant = execute(chosen, InProcess())
+    assert isinstance(plain.failures["tuning"], Failure) and not plain.results
+    assert variant.results and variant.tuned["trials"] == 2
+    assert tables.markdown(board(chosen, [plain, variant])).count("failed: tuning: ZeroDivisionError") == 1
+
+
+def arguments(data, tmp_path, *more):
+    return ["leaderboard", "--models", "VBPR", "--datasets", "toy", "--data_path", str(data), "--seeds", "2", "--embedding_size=8",
+            "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), *more]  # fmt: skip
+
+
+def test_the_command(data, tmp_path, capsys):
+    assert main(arguments(data, tmp_path, "--epochs=2", "--jobs", "2", "--toy.modalities=a")) == 0
+    out = capsys.readouterr()
+    assert "VBPR+MRdIB" in out.out and "4 of 4" in out.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(tables.NAMES)
+    content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert content["command"].startswith("mmrec-mrdib leaderboard --models VBPR")
+    assert json.loads((Path(content["rows"][0]["folders"][0]) / "result.json").read_text())["modalities"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--models", "VBRP"], "unknown model"),
+        (["--seeds", "x"], "--seeds"),
+        (["--columns", "recall@21"], "recall@21"),
+        (["--variants", "best"], "--variants"),
+        (["--weights", "search"], "--tune"),
+        (["--nonsense=1"], "nonsense"),
+        (["--datasets", "nowhere"], "nowhere"),
+        (["--jobs", "0"], "--jobs"),
+    ],
+)
+def test_mistakes_show_before_anything_is_trained(data, tmp_path, capsys, more, message):
+    given = arguments(data, tmp_path)
+    if more[0] in given:
+        given[given.index(more[0]) + 1] = more[1]
+    else:
+        given += more
+    assert main(given) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
+
+
+def test_killed_at_any_moment_nothing_is_lost(data, tmp_path):
+    """kill -9 of the command in the middle, several times; the board in the end is that of an undisturbed one."""
+    given = [
+        sys.executable,
+        "-c",
+        "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))",
+        *arguments(data, tmp_path, "--epochs=60", "--stopping_step=60", "--checkpoint_interval=0", "--jobs", "2"),
+    ]
+    runs = tmp_path / "runs"
+    for delay in (0.3, 1.0):
+        process = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = set(runs.glob("*/last.pt"))
+        for _ in range(400):  # until something is being trained
+            if set(runs.glob("*/last.pt")) - before or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.3)  # its workers end
+    complete = {p.parent.name: p.stat().st_mtime_ns for p in runs.glob("*/result.json")}
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {
+        n: t for n, t in ((p.parent.name, p.stat().st_mtime_ns) for p in runs.glob("*/result.json")) if n in complete
+    } == complete
+    assert len(list(runs.glob("*/result.json"))) == 4 == len([p for p in runs.iterdir() if p.is_dir()])
+    disturbed = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    undisturbed = spec(data, tmp_path / "other", models=("VBPR",), datasets=("toy",), seeds=(1, 2),
+                       values={"epochs": 60, "stopping_step": 60, "embedding_size": 8})  # fmt: skip
+    expected = board(undisturbed, execute(undisturbed, InProcess()))
+    assert [r["values"] for r in disturbed["rows"]] == [r["values"] for r in expected["rows"]]
+
+
+def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(data, tmp_path):
+    long = VALUES | {"epochs": 100_000, "stopping_step": 100_000}
+    chosen = spec(
+        data,
+        tmp_path / "runs",
+        models=("BPR",),
+        datasets=("toy", "tiny"),
+        seeds=(1,),
+        values=VALUES,
+        dataset_values={"toy": long},
+    )
+    pool = LocalPool(leaderboard.WORK, 1)
+
+    def shoot():
+        while not list((tmp_path / "runs").glob("BPR-toy-1-*/last.pt")):
+            time.sleep(0.05)
+        pool.busy[0].process.kill()
+
+    threading.Thread(target=shoot, daemon=True).start()
+    killed, other = execute(chosen, pool)
+    assert "SIGKILL" in killed.failures["seed 1"].reason and not killed.results
+    assert list(other.results) == [1]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def test_the_page_in_a_browser(built, browser, tmp_path):
+    content = built[0]
+    foreign = {**content["rows"][0], "variant": "reported", "model": "Paper", "source": "a <b>paper</b>", "status": "reported", "folders": [], "seeds": [],
+               "mean": {"recall@20": 0.99}, "std": {}}  # fmt: skip
+    tables.write({**content, "rows": [*content["rows"], foreign]}, tmp_path)
+    browser.get_log("performance")
+    browser.get((tmp_path / "leaderboard.html").as_uri())
+
+    def column(n):
+        script = "return [...document.querySelectorAll('#board tbody tr')].filter(r => !r.hidden).map(r => r.cells[arguments[0]].textContent.trim())"
+        return browser.execute_script(script, n)
+
+    def click(n):
+        browser.execute_script(
+            "document.querySelectorAll('#board thead th')[arguments[0]].querySelector('button').click()", n
+        )
+
+    assert len(column(0)) == 7 and "Paper (reported: a <b>paper</b>)" in column(1)  # escaped
+    click(2)  # best first
+    values = [float(v.split(" ")[0]) for v in column(2)]
+    assert values == sorted(values, reverse=True) and values[0] == 0.99
+    click(2)
+    assert [float(v.split(" ")[0]) for v in column(2)] == values[::-1]
+    click(1)
+    assert column(1) == sorted(column(1), key=str.lower)
+    browser.execute_script(
+        "const s = document.getElementById('variant'); s.value = 'mrdib'; s.dispatchEvent(new Event('input'))"
+    )
+    assert column(1) == ["VBPR+MRdIB"] * 2
+    box = browser.find_element("id", "search")
+    box.send_keys("tiny vbpr")
+    assert column(0) == ["tiny"]
+    assert browser.find_element("id", "count").text == "1 of 7 rows"
+    assert len(browser.find_elements("css selector", "#bars svg rect")) == 1
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('#board tbody tr:not([hidden]) a')].map(a => a.href)"
+    )
+    assert len(links) == 5 and all(Path(unquote(link.removeprefix("file://"))).is_file() for link in links)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    requests = [
+        json.loads(entry["message"])["message"]["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if '"Network.requestWillBeSent"' in entry["message"]
+    ]
+    assert [url for url in requests if not url.startswith(("file://", "data:"))] == []
+
+
+def test_two_machines_share_a_search_through_postgresql(data, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres(found[-1], tmp_path) as url:
+        script = (
+            "import sys; from tests.test_leaderboard import shared_search\n"
+            "print(shared_search(sys.argv[1], sys.argv[2], sys.argv[3]).trials)"
+        )
+        sides = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(data), str(tmp_path / name), url],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for name in ("one", "two")
+        ]
+        outputs = [p.communicate(timeout=120)[0] for p in sides]
+        assert [o.strip() for o in outputs] == ["6", "6"]
+        import optuna
+
+        (study,) = optuna.get_all_study_summaries(url)
+        assert study.study_name.startswith("VBPR-toy-")
+        trials = optuna.load_study(study_name=study.study_name, storage=url).trials
+        processes = {t.user_attrs["process"].split(":")[1] for t in trials if "duplicate_of" not in t.user_attrs}
+        assert len(processes) == 2 and not list(tmp_path.glob("*/optuna.db"))
+
+
+def shared_search(data, runs, url):
+    from mmrec_mrdib.experiment import tune
+
+    space = {"learning_rate": [0.001, 0.01, 0.1], "reg_weight": [0.0, 0.1, 1.0]}
+    values = VALUES | {"data_path": data, "epochs": 30, "stopping_step": 30}
+    return tune.tune("VBPR", "toy", 6, values, storage=url, runs=Path(runs), space=space)
+
+
+class postgres:
+    """A PostgreSQL server of its own on loopback, as a user that is not root."""
+
+    def __init__(self, programs, folder):
+        self.programs, self.folder = programs, Path(folder) / "pg"
+
+    def command(self, *words):
+        given = [str(self.programs / words[0]), *map(str, words[1:])]
+        return given if os.getuid() else ["runuser", "-u", "postgres", "--", *given]
+
+    def __enter__(self):
+        import socket
+        import tempfile
+
+        self.folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+        if not os.getuid():
+            shutil.chown(self.folder, "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        quiet = {"check": True, "capture_output": True, "cwd": "/"}
+        subprocess.run(self.command("initdb", "-D", self.folder / "data", "-A", "trust", "-U", "me"), **quiet)
+        options = f"-h 127.0.0.1 -p {port} -k {self.folder}"
+        subprocess.run(
+            self.command("pg_ctl", "-D", self.folder / "data", "-w", "-l", self.folder / "log", "-o", options, "start"),
+            **quiet,
+        )
+        return f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+
+    def __exit__(self, *exc):
+        subprocess.run(
+            self.command("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop"),
+            check=False,
+            capture_output=True,
+            cwd="/",
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_metrics_that_are_not_computed_are_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match="recall@7"):
+        list(cells(spec(data, tmp_path, metrics=("recall@7",))))
