@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== installing PyTorch"
 	@$(BIN)/pip install --quiet --constraint constraints.txt torch
 	@echo "== installing the rest"
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[plot,parquet,dev]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[plot,report,tune,parquet,dev]'
 	@touch $@
 
 # Built from source against the installed PyTorch, hence without build isolation. Optional: its absence costs nothing but a warning.

@@ -34,6 +34,7 @@ from recbole.utils import ModelType
 
 # RecBole would pickle whole data sets for these; we never unpickle.
 _REFUSED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
+_SEVERAL_PROCESSES = ("nproc", "world_size")  # of one training; RecBole's values for none: 1 and -1
 # Keys that RecBole reads without giving them a default in its property files.
 _RECBOLE_EXTRA = (
     "model",
@@ -146,6 +147,12 @@ class Config(recbole.config.Config):
                 raise ConfigError(f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}")
             if key in _REFUSED and value:
                 raise ConfigError(f"{where}{key} is not supported: it stores pickled objects, never loaded here")
+            if key in _SEVERAL_PROCESSES and value not in (None, 1, -1):
+                raise ConfigError(
+                    f"{where}--{key}={value}: one model is trained by one process: batches, graphs and estimators here know no ranks "
+                    "(RecBole's distributed mode would need a sampler and gradients shared between them). To use more "
+                    "cores train several models at a time: mmrec-mrdib leaderboard --jobs N"
+                )
             _check_type(key, value, self.internal_config_dict.get(key))
 
     def _set_default_parameters(self) -> None:

@@ -132,3 +132,11 @@ def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
 
 def test_recboles_models_are_found_without_importing_them():
     assert {"BPR", "LightGCN", "ItemKNN"} <= registry.recbole_models().keys()
+
+
+@pytest.mark.parametrize("key", ["nproc", "world_size"])
+def test_training_one_model_on_several_processes_is_refused(toy, key):
+    values = {"data_path": str(toy)}
+    with pytest.raises(ConfigError, match="leaderboard --jobs"):
+        Config("VBPR", "toy", config_dict=values, overrides={key: "2"})
+    Config("VBPR", "toy", config_dict=values, overrides={key: "1"})

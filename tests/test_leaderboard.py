@@ -336,10 +336,10 @@ def test_killed_at_any_moment_nothing_is_lost(data, tmp_path):
         sys.executable,
         "-c",
         "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))",
-        *arguments(data, tmp_path, "--epochs=60", "--stopping_step=60", "--checkpoint_interval=0", "--jobs", "2"),
+        *arguments(data, tmp_path, "--epochs=40", "--stopping_step=40", "--checkpoint_interval=0.2", "--jobs", "2"),
     ]
     runs = tmp_path / "runs"
-    for delay in (0.3, 1.0):
+    for delay in (0.1, 0.5):
         process = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         before = set(runs.glob("*/last.pt"))
         for _ in range(400):  # until something is being trained
@@ -359,7 +359,7 @@ def test_killed_at_any_moment_nothing_is_lost(data, tmp_path):
     assert len(list(runs.glob("*/result.json"))) == 4 == len([p for p in runs.iterdir() if p.is_dir()])
     disturbed = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     undisturbed = spec(data, tmp_path / "other", models=("VBPR",), datasets=("toy",), seeds=(1, 2),
-                       values={"epochs": 60, "stopping_step": 60, "embedding_size": 8})  # fmt: skip
+                       values={"epochs": 40, "stopping_step": 40, "embedding_size": 8})  # fmt: skip
     expected = board(undisturbed, execute(undisturbed, InProcess()))
     assert [r["values"] for r in disturbed["rows"]] == [r["values"] for r in expected["rows"]]
 
