@@ -235,7 +235,7 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
         )
 
     try:
-        # Seeds first, so that those of one data set do not wait for all of another's: results of all cells grow together.
+        # The same seed of all cells, then the next: the whole board grows together.
         for seed in (None,) if spec.trials else spec.seeds:
             for cell in board:
                 submit(cell, seed)

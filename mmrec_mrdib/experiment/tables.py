@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 Board = Mapping[str, Any]
-NAMES = {
-    "leaderboard.md": "Markdown",
-    "leaderboard.csv": "tidy CSV",
-    "leaderboard.tex": "LaTeX",
-    "leaderboard.json": "JSON",
-    "leaderboard.html": "page",
-}
+NAMES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.json", "leaderboard.html")
 
 
 def write(board: Board, folder: Path) -> list[Path]:
