@@ -1,5 +1,6 @@
 """The leaderboard: cells, resumption, failures, budgets, statistics and its forms."""
 
+import contextlib
 import csv
 import io
 import json
@@ -22,7 +23,7 @@ from mmrec_mrdib.cli import main
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import leaderboard, tables
 from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, execute, import_reported
-from mmrec_mrdib.experiment.workers import Failure, LocalPool, _outcome, call
+from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call
 from mmrec_mrdib.testing.toy import write_mmrec
 from tests.conftest import ROOT
 
@@ -386,6 +387,30 @@ def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(data, tmp_path):
     killed, other = execute(chosen, pool)
     assert "SIGKILL" in killed.failures["seed 1"].reason and not killed.results
     assert list(other.results) == [1]
+
+
+def test_a_ray_cluster_runs_the_same_cells_and_survives_a_killed_worker(data, tmp_path, ray_cluster):
+    long = VALUES | {"epochs": 300, "stopping_step": 300, "checkpoint_interval": 0}
+    more = {"models": ("BPR",), "datasets": ("toy", "tiny"), "seeds": (1,), "dataset_values": {"toy": long}}
+    chosen = spec(data, tmp_path / "runs", **more)
+    killed = []
+
+    def shoot():
+        while not list((tmp_path / "runs").glob("BPR-toy-1-*/last.pt")):
+            time.sleep(0.05)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(b"ray::call"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(process.name)
+
+    threading.Thread(target=shoot, daemon=True).start()
+    done = execute(chosen, RayPool(leaderboard.WORK, ray_cluster))
+    assert killed and not any(cell.failures for cell in done)
+    log = (Path(done[0].results[1]["folder"]) / "log.txt").read_text()
+    assert "resumed after epoch" in log
+    expected = execute(spec(data, tmp_path / "other", **more), InProcess())
+    assert [c.results[1]["test"] for c in done] == [c.results[1]["test"] for c in expected]
 
 
 @pytest.fixture(scope="module")

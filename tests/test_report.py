@@ -127,3 +127,14 @@ def test_the_page_in_a_browser(page, tmp_path):
     )  # fmt: skip
     assert "What the representations hold" in done.stdout and done.stdout.count("<img") == 7
     assert "CONSOLE" not in done.stderr
+
+
+def test_one_modality_has_no_pairs(runs, tmp_path):
+    root = str(load(runs[0]).result["config"]["data_path"]).rsplit("/", 1)[0]
+    values = {"data_path": root, "epochs": 1, "embedding_size": 8, "show_progress": False, "modalities": "a"}
+    folder = train("FREEDOM+MRdIB", "toy", 1, values=values, runs=tmp_path / "runs")["folder"]
+    assert main(["report", folder, "--output", str(tmp_path / "one.html")]) == 0
+    report = json.loads((tmp_path / "one.json").read_text())["runs"][0]
+    assert report["redundancy"] == report["decomposition"] == {} and set(report["ranking"]) == {"all", "a"}
+    text = (tmp_path / "one.html").read_text()
+    assert "<h2>Redundancy" not in text and "<h2>Rate" in text

@@ -107,19 +107,8 @@ def test_ray_without_a_cluster_is_one_clear_line(monkeypatch):
         RayPool(TASK, "127.0.0.1:1")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A local Ray cluster with two workers."""
-    pytest.importorskip("ray", reason="ray is not installed")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
-
-
-def test_ray_runs_tasks_and_survives_a_killed_worker(cluster, tmp_path):
-    pool = RayPool(TASK, cluster)
+def test_ray_runs_tasks_and_survives_a_killed_worker(ray_cluster, tmp_path):
+    pool = RayPool(TASK, ray_cluster)
     outcomes = run_all(
         pool,
         {
