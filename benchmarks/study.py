@@ -31,6 +31,7 @@ DATASETS = {  # name -> modalities, epochs at most
 }
 BACKBONES = ("VBPR", "DualGNN")
 WEIGHTS = ("rate_weight", "redundant_weight", "unique_weight")
+GRID = (0.001, 0.01, 0.05)
 # The best of the 27 points on validation, lfm2k, seed 1: MRdIB's setting in the other studies.
 POINTS = {"VBPR": (0.01, 0.05, 0.01), "DualGNN": (0.001, 0.001, 0.05)}
 
@@ -54,7 +55,7 @@ class Run:
 def grid() -> Iterator[Run]:
     """All 27 points of (alpha_1, alpha_2, alpha_3) in {0.001, 0.01, 0.05}^3, one seed."""
     for dataset, backbone in itertools.product(DATASETS, BACKBONES):
-        for point in itertools.product((0.001, 0.01, 0.05), repeat=3):
+        for point in itertools.product(GRID, repeat=3):
             label = "_".join(f"{value:g}" for value in point)
             yield Run("grid", label, f"{backbone}+MRdIB", dataset, 1, dict(zip(WEIGHTS, point, strict=True)))
 
@@ -178,6 +179,25 @@ def grid_lines(folder: Path) -> list[str]:
     return lines
 
 
+def marginal_lines(folder: Path) -> list[str]:
+    """Mean valid Recall@20 of the grid's nine points at each value of each weight."""
+    symbols = dict(zip(WEIGHTS, ("α₁", "α₂", "α₃"), strict=True))
+    head = [f"{symbols[w]} = {value:g}" for w in WEIGHTS for value in GRID]
+    lines = [f"| | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
+    points = outcomes(folder, "grid")
+    for dataset, backbone in itertools.product(DATASETS, BACKBONES):
+        model = f"{backbone}+MRdIB"
+        results = [r[0] for key, r in points.items() if key[:2] == (dataset, model)]
+        if len(results) == len(GRID) ** 3:
+            means = [
+                statistics.fmean(r["valid"]["recall@20"] for r in results if r["values"][w] == value)
+                for w in WEIGHTS
+                for value in GRID
+            ]
+            lines.append(f"| {model}, {dataset} | {' | '.join(f'{m:.4f}' for m in means)} |")
+    return lines
+
+
 def effect_lines(table: Table, base: str, leave_out: Sequence[str] = ()) -> list[str]:
     """Mean and spread of each setting on Last.fm-2K, and its mean difference to `base` over the seeds they share."""
     lines = [
@@ -261,6 +281,7 @@ def write(folder: Path) -> None:
     """Put tables and the picture into docs/study.md, as far as the runs are there."""
     page = PAGE.read_text(encoding="utf-8")
     page = put(page, "grid", grid_lines(folder))
+    page = put(page, "marginals", marginal_lines(folder))
     components = outcomes(folder, "components")
     page = put(page, "components", effect_lines(components, "full"))
     others = [label for *_, label in components if label != "full"]
