@@ -15,14 +15,15 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.table import put
-from mmrec_mrdib.experiment import figures
+from mmrec_mrdib.experiment import figures, report
+from mmrec_mrdib.experiment.report import ATOMS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "study.md"
 DATASETS = {  # name -> modalities, epochs at most
@@ -83,12 +84,6 @@ def components() -> Iterator[Run]:
             yield Run("components", label, f"{backbone}+MRdIB", "lfm2k", seed, values)
 
 
-def estimators() -> Iterator[Run]:
-    """The other estimators of redundancy at the same setting."""
-    for backbone, name, seed in itertools.product(BACKBONES, ("club", "infonce", "gaussian"), (1, 2, 3)):
-        yield Run("estimators", name, f"{backbone}+MRdIB", "lfm2k", seed, point(backbone) | {"mi_estimator": name})
-
-
 def robustness() -> Iterator[Run]:
     """Features made worse on purpose, plain and +MRdIB: Last.fm-2K; three seeds for the controls, two for the curves."""
     corruptions: dict[str, tuple[int, dict[str, Any]]] = {
@@ -107,7 +102,7 @@ def point(backbone: str) -> dict[str, float]:
     return dict(zip(WEIGHTS, POINTS[backbone], strict=True))
 
 
-STUDIES = {"grid": grid, "auto": auto, "components": components, "robustness": robustness, "estimators": estimators}
+STUDIES = {"grid": grid, "auto": auto, "components": components, "robustness": robustness}
 
 
 def execute(run: Run, data_path: str | None, folder: Path) -> float:
@@ -198,7 +193,7 @@ def marginal_lines(folder: Path) -> list[str]:
     return lines
 
 
-def effect_lines(table: Table, base: str, leave_out: Sequence[str] = ()) -> list[str]:
+def effect_lines(table: Table, base: str) -> list[str]:
     """Mean and spread of each setting on Last.fm-2K, and its mean difference to `base` over the seeds they share."""
     lines = [
         f"| | | valid Recall@20 | test Recall@20 | test NDCG@20 | test Recall@20 − {base} | seeds above |",
@@ -207,7 +202,7 @@ def effect_lines(table: Table, base: str, leave_out: Sequence[str] = ()) -> list
     for backbone in BACKBONES:
         reference = {r["seed"]: r for r in table.get(("lfm2k", f"{backbone}+MRdIB", base), [])}
         for (_, model, label), results in table.items():
-            if model.removesuffix("+MRdIB") != backbone or label in leave_out:
+            if model.removesuffix("+MRdIB") != backbone:
                 continue
             pairs = [
                 r["test"]["recall@20"] - reference[r["seed"]]["test"]["recall@20"]
@@ -277,15 +272,42 @@ def draw(folder: Path) -> bytes:
     return figures.lines(panels, ("features", "test Recall@20"), ticks)
 
 
+def inside(folder: Path) -> dict[str, Any]:
+    """`mmrec-mrdib report` on seed 1 of the plain model, the full MRdIB and the automatic one: label -> its figures. Measured once."""
+    kept = folder / "inside.json"
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    for (_, model, label), results in outcomes(folder, "components").items():
+        name = f"{model.removesuffix('+MRdIB')} | {label}"
+        if label in ("plain", "full", "auto") and name not in known and results[0]["seed"] == 1:
+            run = Path(results[0]["folder"])
+            figures_of_run = report.measure(report.load(run), run, pictures=False)
+            known[name] = {k: figures_of_run[k] for k in ("ranking", "redundancy", "decomposition", "rates")}
+    kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return known
+
+
+def inside_lines(folder: Path) -> list[str]:
+    lines = [
+        "| | | Recall@20: all | text alone | vggish alone | Gaussian, nats | fresh MINE, nats | CKA | in both, bits | only text | only vggish | synergistic |",
+        f"|{'---|' * 12}",
+    ]
+    pair = "text-vggish"
+    for name, run in inside(folder).items():
+        ranking = [f"{run['ranking'][m]['recall@20']:.4f}" for m in ("all", "text", "vggish")]
+        r, d = run["redundancy"][pair], run["decomposition"][pair]
+        shared = [f"{r['gaussian']:.2f}", f"{r['mine']:.2f} ± {r['mine_std']:.2f}", f"{r['cka']:.3f}"]
+        bits = [f"{d[atom]:.3f}" for atom in ATOMS]
+        lines.append(f"| {name} | {' | '.join((*ranking, *shared, *bits))} |")
+    return lines
+
+
 def write(folder: Path) -> None:
     """Put tables and the picture into docs/study.md, as far as the runs are there."""
     page = PAGE.read_text(encoding="utf-8")
     page = put(page, "grid", grid_lines(folder))
     page = put(page, "marginals", marginal_lines(folder))
-    components = outcomes(folder, "components")
-    page = put(page, "components", effect_lines(components, "full"))
-    others = [label for *_, label in components if label != "full"]
-    page = put(page, "estimators", effect_lines(components | outcomes(folder, "estimators"), "full", others))
+    page = put(page, "components", effect_lines(outcomes(folder, "components"), "full"))
+    page = put(page, "inside", inside_lines(folder))
     page = put(page, "robustness", robustness_lines(folder))
     PAGE.write_text(page, encoding="utf-8")
     if len(robust(folder)) > 1:
