@@ -139,6 +139,7 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
         "data_path": str(tmp_path),
         "weighting": "auto",
         "balance_interval": 3,
+        "weight_bounds": [1e-6, 10.0],
         "train_batch_size": 64,
         "checkpoint_interval": 0,
         "embedding_size": 8,

@@ -126,6 +126,7 @@ def build(
     told: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure runs, plain ones before their +MRdIB; see `measure`. `told` hears of each run before it is measured."""
+    torch.set_num_threads(1)  # many small steps: more threads cost more than they bring (docs/performance.md)
     results = {folder: record.load_result(folder) for folder in folders}
     order = sorted(
         results,
