@@ -44,7 +44,7 @@ demo: setup
 	$(BIN)/python run_mrdib.py --model VBPR --dataset ml-100k --compare --seeds 1,2,3 --epochs=80 --quiet
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .
