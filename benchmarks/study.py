@@ -257,11 +257,14 @@ def draw(folder: Path) -> bytes:
         "noise": ("clean", "noise 0 dB", "noise -10 dB", "random"),
         "lost modality": ("clean", "lost 50%", "lost 90%"),
     }
+    measured = [label for label, sides in table.items() if all(len(sides.get(b, {})) == 2 for b in BACKBONES)]
+    kinds = {kind: tuple(label for label in labels if label in measured) for kind, labels in kinds.items()}
     for kind, labels in kinds.items():
         for backbone in BACKBONES:
             for side in ("plain", "+MRdIB"):
                 values = [table[label][backbone][side] for label in labels]
-                means, errors = [statistics.fmean(v) for v in values], [statistics.stdev(v) for v in values]
+                means = [statistics.fmean(v) for v in values]
+                errors = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
                 panels.setdefault(f"{backbone}: {kind}", {})[side] = (list(range(len(labels))), means, errors)
     ticks = {
         f"{b}: {kind}": [label.removeprefix("noise ").removeprefix("lost ") for label in labels]
