@@ -91,7 +91,7 @@ def robustness() -> Iterator[Run]:
     }
     corruptions |= {"shuffle text": {"feature_control": {"text": "shuffle"}}}
     corruptions |= {f"noise {db} dB": {"feature_noise": float(db)} for db in (0, -10)}
-    corruptions |= {f"lost {share:.0%}": {"feature_dropout": share} for share in (0.5, 0.9)}
+    corruptions |= {f"lost {share:.0%}": {"feature_dropout": share} for share in (0.5,)}
     for (label, values), backbone, seed in itertools.product(corruptions.items(), BACKBONES, (1, 2)):
         yield Run("robustness", label, backbone, "lfm2k", seed, values)
         yield Run("robustness", label, f"{backbone}+MRdIB", "lfm2k", seed, values | point(backbone))
@@ -255,7 +255,7 @@ def draw(folder: Path) -> bytes:
     panels: dict[str, dict[str, tuple[list[float], list[float], list[float]]]] = {}
     kinds = {
         "noise": ("clean", "noise 0 dB", "noise -10 dB", "random"),
-        "lost modality": ("clean", "lost 50%", "lost 90%"),
+        "lost modality": ("clean", "lost 50%"),
     }
     measured = [label for label, sides in table.items() if all(len(sides.get(b, {})) == 2 for b in BACKBONES)]
     kinds = {kind: tuple(label for label in labels if label in measured) for kind, labels in kinds.items()}

@@ -114,7 +114,7 @@ def test_variant_and_backbone_share_the_backbones_space():
 def test_killed_in_the_middle_nothing_is_lost_or_counted_twice(toy):
     script = (
         "import sys; from tests.test_tune import search; from pathlib import Path\n"
-        "search(Path(sys.argv[1]), 4, values={'epochs': 150, 'stopping_step': 150}, told=lambda t: print(t, flush=True))"
+        "search(Path(sys.argv[1]), 4, values={'epochs': 60, 'stopping_step': 60}, told=lambda t: print(t, flush=True))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(toy)],
@@ -123,11 +123,11 @@ def test_killed_in_the_middle_nothing_is_lost_or_counted_twice(toy):
         cwd=ROOT,
     )
     assert process.stdout.readline().startswith("trial 1 of 4")
-    time.sleep(0.5)  # in the middle of the second
+    time.sleep(0.2)  # in the middle of the second
     process.send_signal(signal.SIGKILL)
     process.wait()
     told = []
-    found = search(toy, 4, values={"epochs": 150, "stopping_step": 150}, told=told.append)
+    found = search(toy, 4, values={"epochs": 60, "stopping_step": 60}, told=told.append)
     assert found.trials == 4 and len(told) in (2, 3)
     trials = study_of(toy, found.study).trials
     assert not [t for t in trials if t.state.name == "RUNNING"]
