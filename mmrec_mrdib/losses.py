@@ -12,20 +12,43 @@ from torch.autograd.function import once_differentiable
 from mmrec_mrdib.graphs import full_precision, gather_rows
 
 
-def bpr(positive: Tensor, negative: Tensor, weight: Tensor | None = None) -> Tensor:
+def margin(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """(B,) s(u, i) - s(u, j) of inner products, from (B, d) rows of the pairs' users and items."""
+    return (users * (positive - negative)).sum(-1)
+
+
+def bpr(margins: Tensor, weight: Tensor | None = None) -> Tensor:
     """Bayesian personalised ranking: mean of -ln sigmoid(s_ui - s_uj) (Rendle et al., UAI 2009), in nats.
 
     Args:
-        positive, negative: (B,) scores of the pairs (u, i) and (u, j).
+        margins: (B,) s_ui - s_uj.
         weight: (B,) factors of the terms, or None.
     """
-    losses = F.softplus(negative - positive)
+    losses = F.softplus(-margins)
     return (losses if weight is None else losses * weight).mean()
 
 
 def frobenius(*rows: Tensor) -> Tensor:
     """Sum of the Frobenius norms (not squared) of the given matrices: the regulariser of the MMRec line's VBPR."""
-    return torch.stack([torch.linalg.vector_norm(r) for r in rows]).sum()
+    total: Tensor = _Frobenius.apply(*rows)
+    return total
+
+
+class _Frobenius(torch.autograd.Function):
+    """The gradient of a norm, x / |x| (0 at 0), in one pass over memory a matrix; autograd's takes three."""
+
+    @staticmethod
+    def forward(ctx: Any, *rows: Tensor) -> Tensor:
+        norms = torch.stack([torch.linalg.vector_norm(r) for r in rows])
+        ctx.save_for_backward(norms, *rows)
+        return norms.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        norms, *rows = ctx.saved_tensors
+        scales = torch.where(norms > 0, grads[0] / norms, 0.0).unbind()
+        return tuple(r * scale for r, scale in zip(rows, scales, strict=True))
 
 
 def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float) -> Tensor:

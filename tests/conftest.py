@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
+# As the command line does, before PyTorch is loaded: spinning workers make these tests a hundred times slower beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmrec_mrdib.testing.toy import write_mmrec
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,8 @@ from mmrec_mrdib.losses import bpr, frobenius, info_nce
 def test_bpr_and_frobenius():
     s = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0])
     truth = -torch.log(torch.sigmoid(s[0] - s[1]))
-    torch.testing.assert_close(bpr(*s), truth.mean())
-    torch.testing.assert_close(bpr(*s, weight=torch.tensor([1.0, 0.0])), truth[0] / 2)
+    torch.testing.assert_close(bpr(s[0] - s[1]), truth.mean())
+    torch.testing.assert_close(bpr(s[0] - s[1], weight=torch.tensor([1.0, 0.0])), truth[0] / 2)
     assert frobenius(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0]])).item() == 6
 
 

@@ -7,11 +7,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.losses import margin
 from mmrec_mrdib.mrdib.encoder import Gaussian, _Sample
 from mmrec_mrdib.mrdib.estimators.mine import MINE
 from mmrec_mrdib.mrdib.objectives.rate import rate
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
-from mmrec_mrdib.mrdib.objectives.unique import margin, unique
+from mmrec_mrdib.mrdib.objectives.unique import unique
 from mmrec_mrdib.testing.contract import build
 
 

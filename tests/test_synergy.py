@@ -27,8 +27,7 @@ class JointFusion(MultimodalRecommender):
         return Embeddings(self.users, self.fuse(torch.cat(list(enc.z.values()), 1)))
 
     def loss_parts(self, enc, emb, batch):
-        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
-        return {"bpr": bpr((u * i).sum(1), (u * j).sum(1))}
+        return {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
 
 
 def write_xor(folder, users=200, items=80):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import ConfigError, ContractError, DataError
 from mmrec_mrdib.graphs import Edges, gather_rows
+from mmrec_mrdib.losses import margin
 
 compat.activate()
 
@@ -75,7 +76,7 @@ class Batch:
     positive: Tensor
     negative: Tensor | None
     n_items: int
-    _gathered: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def present(self) -> Tensor:
@@ -103,12 +104,19 @@ class Batch:
             self._gather("negative", table, enc.rows(self.negative)),
         )
 
+    def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
+        """(B,) s(u, i) - s(u, j) of the pairs, from the tables of users (U, d) and of the encoded items (R, d)."""
+        key = ("margins", id(users), id(items))
+        if key not in self._known:
+            self._known[key] = (margin(self.users_of(users), *self.items_of(items, enc)), users, items)
+        return self._known[key][0]
+
     def _gather(self, kind: str, table: Tensor, ids: Tensor) -> Tensor:
         # Gathering, and scattering its gradient, is much of a step: what several losses need is gathered once.
         key = (kind, id(table))
-        if key not in self._gathered:
-            self._gathered[key] = (table, gather_rows(table, ids))  # holding the table keeps its id
-        return self._gathered[key][1]
+        if key not in self._known:
+            self._known[key] = (gather_rows(table, ids), table)  # holding the table keeps its id
+        return self._known[key][0]
 
 
 @dataclass(frozen=True)

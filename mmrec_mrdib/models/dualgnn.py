@@ -79,8 +79,7 @@ class DualGNN(MultimodalRecommender):
         return Embeddings(users + self.user_graph(users), items, views)
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
-        parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1)) / math.log(2)}
+        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc)) / math.log(2)}
         if self.reg_weight:
             rows = torch.stack([gather_rows(p, batch.users).square().mean() for p in self.preferences.values()])
             parts["l2"] = self.reg_weight * (rows.sum() + self.fusion[1:].square().mean())

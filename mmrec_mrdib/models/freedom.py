@@ -115,15 +115,10 @@ class FREEDOM(MultimodalRecommender):
         return functools.reduce(torch.add, enc.z.values())  # <e_u, z^m>, as the auxiliary losses train it
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u = batch.users_of(emb.users)
-
-        def ranking(items: Tensor) -> Tensor:
-            i, j = batch.items_of(items, enc)
-            return bpr((u * i).sum(-1), (u * j).sum(-1))
-
-        parts = {"bpr": ranking(emb.items)}
+        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.reg_weight:
-            parts["modalities"] = self.reg_weight * torch.stack([ranking(z) for z in enc.z.values()]).sum()
+            of_modalities = [bpr(batch.margins(emb.users, z, enc)) for z in enc.z.values()]
+            parts["modalities"] = self.reg_weight * torch.stack(of_modalities).sum()
         return parts
 
 

@@ -134,9 +134,9 @@ class MGCN(MultimodalRecommender):
         return Embeddings(users, items, user_views, {"content": content, "side": side})
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
-        parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
+        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.settings.reg_weight:
+            u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
             squares = torch.stack([x.square().sum() for x in (u, i, j)]).sum()
             parts["l2"] = self.settings.reg_weight / (2 * self.settings.train_batch_size) * squares
         if self.settings.contrast_weight:

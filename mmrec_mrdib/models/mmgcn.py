@@ -85,8 +85,7 @@ class MMGCN(MultimodalRecommender):
         return Embeddings(users, items, {m: x[: self.n_users] for m, x in outputs.items()})
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
-        parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
+        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.reg_weight:
             assert batch.negative is not None
             nodes = torch.cat([batch.users, batch.positive + self.n_users, batch.negative + self.n_users])

@@ -63,8 +63,8 @@ class VBPR(MultimodalRecommender):
         return torch.cat([torch.zeros_like(z), z], dim=1)  # <theta_u, z_i>: there is no gamma_i
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
-        parts = {"bpr": bpr((u * i).sum(-1), (u * j).sum(-1))}
+        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.reg_weight:
+            u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
             parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j)
         return parts

@@ -19,7 +19,7 @@ from mmrec_mrdib.mrdib.estimators import REGISTRY
 from mmrec_mrdib.mrdib.objectives.rate import rate
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
 from mmrec_mrdib.mrdib.objectives.synergistic import synergistic
-from mmrec_mrdib.mrdib.objectives.unique import margin, unique
+from mmrec_mrdib.mrdib.objectives.unique import unique
 from mmrec_mrdib.mrdib.weighting import TERMS, AutoWeights
 from mmrec_mrdib.schema import Settings
 
@@ -160,7 +160,7 @@ class MRdIB(MultimodalRecommender):
             parts["unique"] = weights["unique"] * torch.stack(list(uniques.values())).sum()
             logs |= {f"unique/{m}": value.detach() for m, value in uniques.items()}
         if self.settings.synergy_weight:
-            fused = margin(batch.users_of(emb.users), *batch.items_of(emb.items, enc))
+            fused = batch.margins(emb.users, emb.items, enc)
             parts["synergistic"] = self.settings.synergy_weight * synergistic(fused, margins.values())
         if self.auto is not None:
             logs |= {f"alpha/{t}": value for t, value in weights.items()}
@@ -172,7 +172,7 @@ class MRdIB(MultimodalRecommender):
     def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
         views = self._views(emb)
-        return {m: margin(batch.users_of(views[m]), *batch.items_of(z, enc)) for m, z in enc.z.items()}
+        return {m: batch.margins(views[m], z, enc) for m, z in enc.z.items()}
 
     def _views(self, emb: Embeddings) -> dict[str, Tensor]:
         return {**self.own_views, **emb.user_views}

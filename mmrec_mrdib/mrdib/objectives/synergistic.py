@@ -23,4 +23,4 @@ def synergistic(fused: Tensor, unimodal: Iterable[Tensor]) -> Tensor:
     with torch.no_grad():
         weight = torch.sigmoid(-torch.stack(list(unimodal)).amax(0))
         weight = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
-    return bpr(fused, torch.zeros_like(fused), weight)
+    return bpr(fused, weight)
