@@ -5,7 +5,7 @@ A graph under construction is an `Edges` (a sparse matrix as rows, columns and v
 padding of users and of items, and never has an edge.
 
     interactions -> Edges.normalised("both").both_ways().matrix()      the symmetrically normalised user-item graph
-    cached(knn, features, 10, True).normalised("rows").matrix()        an item-item graph from features
+    nearest(features, 10, True, "auto").normalised("rows").matrix()    an item-item graph from features
 
 Nothing here holds items x items or users x users entries: similarities are made in blocks of rows.
 """
@@ -13,6 +13,7 @@ Nothing here holds items x items or users x users entries: similarities are made
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import logging
 import time
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib import paths
+from mmrec_mrdib.errors import ConfigError
 
 try:
     import torch_scatter
@@ -299,23 +301,96 @@ def knn(features: Tensor, k: int, weighted: bool) -> Edges:
     """
     n = len(features)
     scale = _inverse_norms(features)
-    known = scale > 0
-    k = min(k, int(known.sum()))
-    rows, cols, values = [], [], []
+    unknown = (scale == 0).nonzero().flatten()
+    k = min(k, n - len(unknown))
+    cosines, ids = [], []
     for block in _row_blocks(n, n):
-        cosines = _cosines(features, scale, block).masked_fill_(~known, -torch.inf)
-        top = torch.topk(cosines, k, dim=1)
-        keep = (known[block, None] & (top.values > 0)) if weighted else known[block, None].expand_as(top.values)
-        at, _ = keep.nonzero(as_tuple=True)
-        rows.append(at + block.start)
-        cols.append(top.indices[keep])
-        values.append(top.values[keep])
-    edges = Edges(torch.cat(rows), torch.cat(cols), torch.cat(values), (n, n))
+        # A row's own length does not change which are its largest: only what is kept is divided by it.
+        top = torch.topk((features[block] @ features.T).mul_(scale).index_fill_(1, unknown, -torch.inf), k, dim=1)
+        cosines.append(top.values.mul_(scale[block, None]))
+        ids.append(top.indices)
+    return _neighbour_edges(torch.cat(ids), torch.cat(cosines), scale > 0, weighted)
+
+
+def _neighbour_edges(ids: Tensor, cosines: Tensor, known: Tensor, weighted: bool) -> Edges:
+    """`knn`'s result from each row's neighbours (I, k), their cosines (I, k), and whether each row has features (I,)."""
+    n = len(ids)
+    keep = known[:, None] & (cosines > 0 if weighted else ids >= 0)
+    rows, _ = keep.nonzero(as_tuple=True)
+    edges = Edges(rows, ids[keep], cosines[keep], (n, n))
     if weighted:
         return edges
     alone = (~known).nonzero().flatten()[1:]  # the padding has nothing
-    loops = Edges(alone, alone, torch.ones(len(alone), device=features.device), (n, n))
+    loops = Edges(alone, alone, torch.ones(len(alone), device=ids.device), (n, n))
     return _unit(edges) + loops
+
+
+EXACT_UP_TO = 50_000  # items; beyond, comparing all with all takes minutes a modality
+MIN_RECALL = 0.95
+
+
+def nearest(features: Tensor, k: int, weighted: bool, method: str) -> Edges:
+    """`knn` or `approximate_knn`, as `method` says, from the cache if it is there.
+
+    Args:
+        method: 'exact', 'approximate', or 'auto': exact for up to 50,000 items.
+
+    Raises:
+        ConfigError: an approximate index is asked for, or 'auto' needs one, and FAISS is not installed.
+    """
+    if method == "exact" or (method == "auto" and len(features) <= EXACT_UP_TO):
+        return cached(knn, features, k, weighted)
+    if importlib.util.find_spec("faiss") is None:
+        raise ConfigError(
+            f"--knn_method={method}: an approximate neighbour graph of {len(features) - 1} items needs FAISS: "
+            "pip install 'mmrec-mrdib[ann]'; or choose --knn_method=exact, which takes time that grows with the square of the items"
+        )
+    return cached(approximate_knn, features, k, weighted)
+
+
+def approximate_knn(features: Tensor, k: int, weighted: bool) -> Edges:
+    """`knn` by an inverted file (FAISS IVF): rows are compared with those of the nearest cells alone.
+
+    How many cells are searched is not guessed: it is doubled until, for 1,000 rows drawn at random, at least MIN_RECALL of the true
+    neighbours are found. Time O(I^1.5 D) where that number stays the same; memory: two copies of the features.
+    """
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    n = len(features)
+    scale = _inverse_norms(features)
+    known = (scale > 0).nonzero().flatten()
+    k = min(k, len(known))
+    rows = (features[known] * scale[known, None]).cpu().numpy()
+    cells = max(1, int(len(rows) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = 1, 10, 64
+    index.cp.min_points_per_centroid = 1  # few points are no reason to warn
+    index.train(rows)
+    index.add(rows)
+    sample = np.random.default_rng(0).choice(len(rows), min(1000, len(rows)), replace=False)
+    true = torch.topk(torch.from_numpy(rows[sample]) @ torch.from_numpy(rows).T, k, dim=1).indices.numpy()
+    index.nprobe = 1
+    while True:
+        found = index.search(rows[sample], k)[1]
+        recall = float((found[:, :, None] == true[:, None, :]).any(1).mean())
+        if recall >= MIN_RECALL or index.nprobe >= cells:
+            break
+        index.nprobe = min(2 * index.nprobe, cells)
+    logger.info("approximate neighbours: %d of %d cells searched, recall %.4f", index.nprobe, cells, recall)
+    cosines = torch.full((n, k), -torch.inf)
+    ids = torch.full((n, k), -1)
+    for start in range(0, len(rows), 1 << 14):
+        part = slice(start, start + (1 << 14))
+        values, at = (torch.from_numpy(x) for x in index.search(rows[part], k))
+        places = known[part].cpu()
+        cosines[places], ids[places] = (
+            values,
+            torch.where(at >= 0, known.cpu()[at], -1),
+        )  # -1: cells with fewer than k rows
+    device = features.device
+    return _neighbour_edges(ids.to(device), cosines.to(device), scale > 0, weighted)
 
 
 def interests(interactions: Edges, features: Sequence[Tensor], n: int) -> Edges:

@@ -24,6 +24,8 @@ from tqdm import tqdm
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
+from mmrec_mrdib.models.base import is_large
+from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
 
 compat.activate()
@@ -78,10 +80,19 @@ class MRdIBTrainer(Trainer):
         if estimators:
             groups.append({"params": estimators, "weight_decay": 0.0})
         optimizer = super()._build_optimizer(params=groups, **kwargs)
-        if isinstance(optimizer, torch.optim.Adam):  # one kernel for all parameters; the same update
-            for group in optimizer.param_groups:
+        if type(optimizer) is torch.optim.Adam:
+            if tables := self._row_tables(optimizer):
+                optimizer = RowAdam(optimizer.param_groups, tables)
+            for group in optimizer.param_groups:  # one kernel for all other parameters; the same update
                 group["fused"] = True
         return optimizer
+
+    def _row_tables(self, adam: torch.optim.Adam) -> list[torch.nn.Parameter]:
+        """Large tables of the model that can be updated by rows: not where each step has to do with all of them."""
+        size = self.config["train_batch_size"]
+        whole = self.config["weight_decay"] or self.config["clip_grad_norm"] or self.config["enable_scaler"]
+        get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "row_tables", None)
+        return [] if whole or get is None else [t for t in get() if is_large(len(t), size)]
 
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = False, **kwargs: Any) -> Any:
         """RecBole's fit. Returns the best valid score and the best valid result."""
@@ -125,6 +136,8 @@ class MRdIBTrainer(Trainer):
             if self.show_bar and time.perf_counter() - shown > _BAR_SECONDS:
                 shown = time.perf_counter()
                 bar.set_postfix({k: f"{v:.4g}" for k, v in meter.means().items()})
+        if isinstance(self.optimizer, RowAdam):
+            self.optimizer.flush()
         meter.check(epoch_idx)
         means = meter.means()
         losses = {k: means[k] for k in meter.parts}

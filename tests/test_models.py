@@ -212,7 +212,7 @@ def test_gathered_rows_are_shared_between_losses(tmp_path):
     positive, negative = batch.items_of(table, enc)
     assert torch.equal(positive, table[batch.positive]) and torch.equal(negative, table[batch.negative])
     assert batch.items_of(table, enc)[0] is positive and batch.items_of(table.clone(), enc)[0] is not positive
-    assert torch.equal(batch.users_of(other), other[batch.users])
+    assert torch.equal(batch.users_of(other, enc), other[batch.users])
 
 
 def test_freedom_trains_on_a_pruned_graph_and_evaluates_on_the_whole(tmp_path):

@@ -14,6 +14,10 @@ from mmrec_mrdib.errors import DataError
 class NegativeSampler:
     """Uniform negatives: items seen in training that are not a training item of the user.
 
+    Most draws are no positive, and one look into a table of marks says so, where a binary search would miss the cache at every step.
+    A mark stands for one pair where a table of all pairs is small; else there are two tables, addressed by two hashes, whose marks
+    only say "perhaps": the few pairs that both hold (a draw in 250) are searched for.
+
     Args:
         users, items: (E,) training interactions (internal ids).
         n_items: number of items, padding included.
@@ -22,9 +26,19 @@ class NegativeSampler:
         DataError: a user has every item of the training set, so that no negative exists.
     """
 
+    FILTER = 16  # bytes of a table for each training interaction
+    SMALL = 1 << 22  # bytes that a table of all pairs may take in any case
+    BLOCK = 1 << 16  # pairs looked up at a time
+    HASHES = (
+        -7046029254386353131,
+        -4417276706812531889,
+    )  # 2^64 / golden ratio, and a second odd number, as signed ones
+
     def __init__(self, users: Tensor, items: Tensor, n_items: int) -> None:
         self.n_items = n_items
         self.candidates = torch.unique(items)
+        first, last = int(self.candidates[0]), int(self.candidates[-1])
+        self.lowest = first if last - first + 1 == len(self.candidates) else None  # of ids without a gap
         self.positives = torch.unique(users * n_items + items)  # sorted keys of the pairs
         per_user = torch.bincount(self.positives // n_items)
         full = torch.nonzero(per_user >= len(self.candidates)).flatten()
@@ -33,26 +47,49 @@ class NegativeSampler:
                 f"{len(full)} users have all {len(self.candidates)} training items, so no negative can be drawn for them; "
                 "leave such users out (RecBole's user_inter_num_interval)"
             )
+        n_pairs = (int(users.max()) + 1) * n_items
+        self.bits = (len(self.positives) * self.FILTER - 1).bit_length()
+        self.exact = n_pairs <= max(2 << self.bits, self.SMALL)
+        tables, size = (1, n_pairs) if self.exact else (2, 1 << self.bits)
+        self.marks = [torch.zeros(size, dtype=torch.bool, device=items.device) for _ in range(tables)]
+        for n, table in enumerate(self.marks):
+            table[self._place(self.positives, n)] = True
 
-    def is_positive(self, users: Tensor, items: Tensor) -> Tensor:
-        """(B,) bool: whether each pair is a training interaction."""
-        keys = users * self.n_items + items
-        at = torch.searchsorted(self.positives, keys).clamp_(max=len(self.positives) - 1)
-        return self.positives[at] == keys
+    def _place(self, keys: Tensor, table: int) -> Tensor:
+        """Where the marks of keys are: at the key itself, or at the top bits of a product (Knuth, TAOCP 3, 6.4)."""
+        if self.exact:
+            return keys
+        return (keys * self.HASHES[table]).bitwise_right_shift_(64 - self.bits).bitwise_and_((1 << self.bits) - 1)
+
+    def which_positive(self, users: Tensor, items: Tensor) -> Tensor:
+        """Places, among (B,) pairs, of those that are training interactions, in order."""
+        if len(users) > self.BLOCK:  # what is made on the way stays in the cache
+            parts = zip(users.split(self.BLOCK), items.split(self.BLOCK), strict=True)
+            return torch.cat([self.which_positive(u, i) + n * self.BLOCK for n, (u, i) in enumerate(parts)])
+        keys = torch.add(items, users, alpha=self.n_items)
+        at = self.marks[0].index_select(0, self._place(keys, 0)).nonzero().flatten()
+        if self.exact:
+            return at
+        at = at[self.marks[1].index_select(0, self._place(keys[at], 1))]
+        keys = keys[at]
+        found = torch.searchsorted(self.positives, keys).clamp_(max=len(self.positives) - 1)
+        return at[self.positives[found] == keys]
 
     def sample(self, users: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B,) one negative for each user, independent and uniform (rejection keeps the distribution exact)."""
         device = self.candidates.device
 
         def draw(n: int) -> Tensor:
-            return self.candidates[torch.randint(len(self.candidates), (n,), generator=generator, device=device)]
+            low = self.lowest or 0
+            drawn = torch.randint(low, low + len(self.candidates), (n,), generator=generator, device=device)
+            return self.candidates.index_select(0, drawn) if self.lowest is None else drawn
 
         out = draw(len(users))
-        todo = torch.nonzero(self.is_positive(users, out)).flatten()
+        todo = self.which_positive(users, out)
         while len(todo):
             fresh = draw(len(todo))
             out[todo] = fresh
-            todo = todo[self.is_positive(users[todo], fresh)]
+            todo = todo[self.which_positive(users[todo], fresh)]
         return out
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,25 +39,23 @@ class Encoded:
         mean: modality -> (R, d); the same tensors as z where the stage is deterministic.
         log_var: modality -> (R, d) log variances, or None.
         items: (R,) sorted ids of the encoded items, or None: all items, so that row = id.
+        users: (Q,) sorted ids of the users that the step needs, or None: all users.
     """
 
     z: Mapping[str, Tensor]
     mean: Mapping[str, Tensor]
     log_var: Mapping[str, Tensor] | None = None
     items: Tensor | None = None
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows of the given item ids, which must be among the encoded ones."""
-        return ids if self.items is None else torch.searchsorted(self.items, ids)
+    users: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What scores are made of, for all users and the encoded items.
+    """What scores are made of, for the users and items of an `Encoded`: Q of U users, R of I items.
 
     Attributes:
-        users: (U, d') and items: (R, d'); the score is their inner product unless the model says otherwise.
-        user_views: modality -> (U, d): users as seen through one modality alone, p_u^m, in the space of z^m; empty
+        users: (Q, d') and items: (R, d'); the score is their inner product unless the model says otherwise.
+        user_views: modality -> (Q, d): users as seen through one modality alone, p_u^m, in the space of z^m; empty
             where the model has none.
         extra: further tensors that the model's losses need.
     """
@@ -90,32 +88,40 @@ class Batch:
     @cached_property
     def items(self) -> Tensor:
         """(R,) the distinct items of the batch, sorted."""
+        if self.n_items > 64 * len(self.users):  # a look at each item would cost more than sorting the batch
+            return torch.unique(self.positive if self.negative is None else torch.cat([self.positive, self.negative]))
         return self.present.nonzero().flatten()
 
-    def users_of(self, table: Tensor) -> Tensor:
-        """(B, d) rows of a (U, d) table for the batch's users."""
-        return self._gather("users", table, self.users)
+    @cached_property
+    def distinct_users(self) -> Tensor:
+        """(Q,) the distinct users of the batch, sorted."""
+        return torch.unique(self.users)
+
+    def users_of(self, table: Tensor, enc: Encoded) -> Tensor:
+        """(B, d) rows of a (Q, d) table of the encoded users for the batch's users."""
+        return self._gather(table, self.users, enc.users)
 
     def items_of(self, table: Tensor, enc: Encoded) -> tuple[Tensor, Tensor]:
         """(B, d) rows of an (R, d) table of the encoded items for the positives and for the negatives."""
         assert self.negative is not None
-        return (
-            self._gather("positive", table, enc.rows(self.positive)),
-            self._gather("negative", table, enc.rows(self.negative)),
-        )
+        return self._gather(table, self.positive, enc.items), self._gather(table, self.negative, enc.items)
 
     def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
-        """(B,) s(u, i) - s(u, j) of the pairs, from the tables of users (U, d) and of the encoded items (R, d)."""
-        key = ("margins", id(users), id(items))
-        if key not in self._known:
-            self._known[key] = (margin(self.users_of(users), *self.items_of(items, enc)), users, items)
-        return self._known[key][0]
+        """(B,) s(u, i) - s(u, j) of the pairs, from the tables of the encoded users (Q, d) and items (R, d)."""
+        return self._once(lambda: margin(self.users_of(users, enc), *self.items_of(items, enc)), users, items)
 
-    def _gather(self, kind: str, table: Tensor, ids: Tensor) -> Tensor:
-        # Gathering, and scattering its gradient, is much of a step: what several losses need is gathered once.
-        key = (kind, id(table))
+    def _gather(self, table: Tensor, ids: Tensor, encoded: Tensor | None) -> Tensor:
+        def gather() -> Tensor:
+            rows = ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
+            return gather_rows(table, rows)
+
+        return self._once(gather, table, ids)
+
+    def _once(self, make: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """What several losses need of the same tensors is made once: gathering, and scattering its gradient, is much of a step."""
+        key = tuple(map(id, of))
         if key not in self._known:
-            self._known[key] = (gather_rows(table, ids), table)  # holding the table keeps its id
+            self._known[key] = (make(), *of)  # holding the tensors keeps their ids
         return self._known[key][0]
 
 
@@ -157,6 +163,12 @@ class EncodingStage(nn.Module):
         return Encoded(z, mean, log_var or None, items)
 
 
+def is_large(n: int, batch_size: int) -> bool:
+    """Whether a step should find and read a batch's distinct rows of a table of n users or items. Of a small table nearly all are in
+    a batch: finding them would cost more than it saves."""
+    return n > 2 * batch_size
+
+
 class Deterministic(EncodingStage):
     """z is the encoder's output."""
 
@@ -173,8 +185,8 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     1. fills `encoders` (modality -> module, (R, D_m) -> (R, d)) and its own parameters in `__init__`;
     2. writes `propagate`: representations to embeddings;
     3. writes `loss_parts`: named scalars, weighted as the model defines;
-    4. may override `items_to_encode` where a step needs only some items, `before_epoch` (e.g. edge dropout), and `new_items`
-       where items without interactions can be scored.
+    4. may override `items_to_encode` and `users_to_read` where a step needs only some items or users (and then list its tables as
+       `row_tables`), `before_epoch` (e.g. edge dropout), and `new_items` where items without interactions can be scored.
 
     Everything that RecBole asks for (`calculate_loss`, `predict`, `full_sort_predict`) is here.
     """
@@ -215,10 +227,18 @@ class MultimodalRecommender(GeneralRecommender, ABC):
         """Sorted ids of the items that a step must encode, or None: all (graph models need all)."""
         return None
 
+    def users_to_read(self, batch: Batch) -> Tensor | None:
+        """Sorted ids of the users that a step needs, or None: all (graph models need all)."""
+        return None
+
     def only_distinct(self, batch: Batch) -> Tensor | None:
         """`items_to_encode` of a model whose step needs the batch's items alone."""
-        # Small catalogues are nearly all in a batch: finding the distinct items would cost more than it saves.
-        return None if self.n_items <= 2 * len(batch.users) else batch.items
+        return batch.items if is_large(self.n_items, len(batch.users)) else None
+
+    def row_tables(self) -> list[nn.Parameter]:
+        """Tables of users or items that a training step reads by `optim.rows` alone where they are large (see `is_large`), so
+        that the trainer may bring just these rows up to date."""
+        return []
 
     def new_items(self, enc: Encoded) -> Tensor:
         """(R, d') embeddings of items that were never trained on, from their modality representations alone.
@@ -265,7 +285,7 @@ class MultimodalRecommender(GeneralRecommender, ABC):
 
     def forward_batch(self, batch: Batch) -> tuple[Encoded, Embeddings]:
         """One pass: encode once, propagate once."""
-        enc = self.encode_items(self.items_to_encode(batch))
+        enc = replace(self.encode_items(self.items_to_encode(batch)), users=self.users_to_read(batch))
         return enc, self.propagate(enc)
 
     def step_loss(self, interaction: Any) -> StepLoss:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,10 +13,9 @@ from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import (
     Edges,
     SparseMatrix,
-    cached,
     degree_sensitive,
     gather_rows,
-    knn,
+    nearest,
     propagate_mean,
     sample_edges,
 )
@@ -36,6 +35,8 @@ class FREEDOMSettings(Settings):
     """Propagations over the item-item graph."""
     knn_k: int = Field(ge=1)
     """Neighbours of an item in a modality's graph, itself included."""
+    knn_method: Literal["auto", "exact", "approximate"]
+    """How they are found, see `graphs.nearest`."""
     modality_weights: dict[str, float] | None = None
     """Share of each modality's graph in the item-item graph; they sum to 1."""
     edge_dropout: float = Field(ge=0, lt=1)
@@ -76,7 +77,7 @@ class FREEDOM(MultimodalRecommender):
         self.pruned: SparseMatrix | None = None
         weights = modality_weights(settings.modality_weights, self.modalities)
         shares = [
-            cached(knn, self.features(m), settings.knn_k, False).normalised("rows").scaled(weight)
+            nearest(self.features(m), settings.knn_k, False, settings.knn_method).normalised("rows").scaled(weight)
             for m, weight in weights.items()
             if weight
         ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import Edges, SparseMatrix, cached, knn, propagate_mean
+from mmrec_mrdib.graphs import Edges, SparseMatrix, nearest, propagate_mean
 from mmrec_mrdib.losses import bpr, info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
@@ -26,6 +26,8 @@ class MGCNSettings(Settings):
     """Propagations over each modality's item-item graph."""
     knn_k: int = Field(ge=1)
     """Neighbours of an item in a modality's graph, itself included."""
+    knn_method: Literal["auto", "exact", "approximate"]
+    """How they are found, see `graphs.nearest`."""
     reg_weight: float = Field(ge=0)
     """lambda, the weight of the L2 term."""
     contrast_weight: float = Field(ge=0)
@@ -102,7 +104,8 @@ class MGCN(MultimodalRecommender):
         return block.both_ways().matrix(), block.matrix(), {m: self.knn_graph(m).matrix() for m in self.modalities}
 
     def knn_graph(self, modality: str) -> Edges:
-        return cached(knn, self.features(modality), self.settings.knn_k, True).normalised("rows")
+        settings = self.settings
+        return nearest(self.features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
 
     def build_fusion(self, d: int) -> None:
         several = len(self.modalities) > 1
@@ -136,7 +139,7 @@ class MGCN(MultimodalRecommender):
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.settings.reg_weight:
-            u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
+            u, (i, j) = batch.users_of(emb.users, enc), batch.items_of(emb.items, enc)
             squares = torch.stack([x.square().sum() for x in (u, i, j)]).sum()
             parts["l2"] = self.settings.reg_weight / (2 * self.settings.train_batch_size) * squares
         if self.settings.contrast_weight:

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.losses import bpr, frobenius
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, is_large
+from mmrec_mrdib.optim import rows
 from mmrec_mrdib.schema import Settings
 
 
@@ -52,11 +52,18 @@ class VBPR(MultimodalRecommender):
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         return self.only_distinct(batch)
 
+    def users_to_read(self, batch: Batch) -> Tensor | None:
+        return batch.distinct_users if is_large(self.n_users, len(batch.users)) else None
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [self.users, self.items]
+
     def propagate(self, enc: Encoded) -> Embeddings:
-        gamma = self.items if enc.items is None else gather_rows(self.items, enc.items)
+        gamma = self.items if enc.items is None else rows(self.items, enc.items)
+        users = self.users if enc.users is None else rows(self.users, enc.users)
         z = functools.reduce(torch.add, enc.z.values())
-        theta = self.users[:, self.width :]
-        return Embeddings(self.users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
+        theta = users[:, self.width :]
+        return Embeddings(users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
 
     def new_items(self, enc: Encoded) -> Tensor:
         z = functools.reduce(torch.add, enc.z.values())
@@ -65,6 +72,6 @@ class VBPR(MultimodalRecommender):
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.reg_weight:
-            u, (i, j) = batch.users_of(emb.users), batch.items_of(emb.items, enc)
+            u, (i, j) = batch.users_of(emb.users, enc), batch.items_of(emb.items, enc)
             parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j)
         return parts

@@ -171,11 +171,12 @@ class MRdIB(MultimodalRecommender):
 
     def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
-        views = self._views(emb)
+        views = self._views(emb, enc.users)
         return {m: batch.margins(views[m], z, enc) for m, z in enc.z.items()}
 
-    def _views(self, emb: Embeddings) -> dict[str, Tensor]:
-        return {**self.own_views, **emb.user_views}
+    def _views(self, emb: Embeddings, users: Tensor | None) -> dict[str, Tensor]:
+        own = {m: table if users is None else gather_rows(table, users) for m, table in self.own_views.items()}
+        return {**own, **emb.user_views}
 
     # Everything else is the backbone's.
 
@@ -194,6 +195,9 @@ class MRdIB(MultimodalRecommender):
     def new_items(self, enc: Encoded) -> Tensor:
         return self.backbone.new_items(enc)
 
+    def row_tables(self) -> list[nn.Parameter]:
+        return self.backbone.row_tables()
+
     def before_epoch(self, epoch: int) -> None:
         if self.auto is not None:
             self.auto.begin_epoch()
@@ -201,7 +205,7 @@ class MRdIB(MultimodalRecommender):
 
     def evaluation_embeddings(self) -> Embeddings:
         emb = self.backbone.evaluation_embeddings()
-        return dataclasses.replace(emb, user_views=self._views(emb))
+        return dataclasses.replace(emb, user_views=self._views(emb, None))
 
     def predict(self, interaction: Any) -> Tensor:
         return self.backbone.predict(interaction)

@@ -1,0 +1,192 @@
+"""Adam for large tables: dense Adam's steps at the cost of the rows that a batch reads.
+
+Adam moves every row at every step, also the rows that got no gradient: their momentum decays and goes on pushing. For a table of a
+million rows that is most of a training's time. But what a row does without gradients is known beforehand, so it can be done later, all at once,
+when the row is next read. Nothing is approximated but for rounding (see RowAdam).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmrec_mrdib.errors import ContractError
+from mmrec_mrdib.graphs import gather_rows
+
+
+def rows(table: nn.Parameter, ids: Tensor) -> Tensor:
+    """(R, d) rows of a table of the model by distinct ids, up to date. How a training step reads the tables that a model lists as
+    `row_tables`; under another optimiser than RowAdam it is a plain gather."""
+    owner: RowAdam | None = getattr(table, "_row_adam", None)
+    if owner is None or not torch.is_grad_enabled():
+        return gather_rows(table, ids)
+    owner.catch_up(table, ids)
+    return F.embedding(ids, table, sparse=True)
+
+
+class RowAdam(torch.optim.Adam):
+    """Adam (Kingma & Ba, ICLR 2015) without weight decay, in which some tables are brought up to date by rows.
+
+    A row that was last at step s and is read at step s + k + 1 has missed k steps without a gradient, whose sum is, element by element,
+
+        - m sum_j b_j / (sqrt(v) a_j + eps),    b_j = lr beta1^j / (1 - beta1^(s+j)),    a_j = sqrt(beta2^j / (1 - beta2^(s+j)))
+
+    for j = 1 ... k. With w = sqrt(v) a_1 / (sqrt(v) a_1 + eps), a number from 0 to 1, that is -m / (sqrt(v) a_1 + eps) times
+    sum_j b_j / (1 + w (a_j / a_1 - 1)), a smooth function of w alone, which depends on s and k but not on the row: its polynomial of degree 6
+    through the Chebyshev nodes is kept for each s, and one term is added at each step. What is left out is about 1e-5 of a row's way
+    where s is one of the first steps, at which a_j falls fastest, and below float32's rounding later. Terms beyond j = 256 are below
+    1e-11 of the first.
+
+    A step costs O(rows read), `flush` O(all rows). Tables are only right after `flush`, but for rows that `rows` has just read.
+
+    Args:
+        params: parameters or groups, as for Adam; they hold the tables, too.
+        tables: those that are only read through `rows`.
+    """
+
+    _TERMS = 256
+    _NODES = 7
+
+    def __init__(self, params: Iterable[Any], tables: Iterable[nn.Parameter], **adam: Any) -> None:
+        super().__init__(params, **adam)
+        self.tables = list(tables)
+        if any(group["weight_decay"] or group["amsgrad"] or group["maximize"] for group in self.param_groups):
+            raise ValueError("RowAdam has no weight decay, AMSGrad or maximisation")
+        nodes = (1 + np.cos(np.pi * (np.arange(self._NODES) + 0.5) / self._NODES)) / 2
+        self._nodes, self._to_powers = nodes, np.linalg.inv(np.vander(nodes, increasing=True))
+        self._last: list[Tensor] = []
+        for table in self.tables:
+            table._row_adam = self  # type: ignore[attr-defined]
+            if not self.state[table]:
+                zeros = torch.zeros_like(table, memory_format=torch.preserve_format)
+                self.state[table] = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+            self._last.append(torch.zeros(len(table), dtype=torch.long, device=table.device))
+        self._begin()
+
+    def _begin(self) -> None:
+        """All rows are up to date: what was deferred is counted from here."""
+        self._group = {id(p): group for group in self.param_groups for p in group["params"]}
+        self._betas = (self._group[id(self.tables[0])] if self.tables else self.defaults)["betas"]
+        self._base = int(self.state[self.tables[0]]["step"]) if self.tables else 0
+        self._steps = 0  # since then
+        # For each step s since then: the polynomial's coefficients, and a_1.
+        self._sums = np.zeros((0, self._NODES))
+        self._past = torch.zeros(0, self._NODES + 1)
+        self._grow()
+        for last in self._last:
+            last.zero_()
+
+    def _grow(self) -> None:
+        size = max(512, 2 * len(self._sums))
+        sums = np.zeros((size, self._NODES))
+        sums[: len(self._sums)] = self._sums
+        past = torch.zeros(size, self._NODES + 1, device=self.tables[0].device if self.tables else "cpu")
+        past[: len(self._past)] = self._past
+        self._sums, self._past = sums, past
+        if not self._steps:
+            self._past[0, -1] = self._spread(np.array(self._base), np.array(1))
+
+    def _spread(self, s: np.ndarray, j: np.ndarray) -> Any:
+        """a_j."""
+        beta2 = self._betas[1]
+        return np.sqrt(beta2**j / -np.expm1((s + j) * np.log(beta2)))
+
+    def _defer(self, lr: float) -> None:
+        """A step was made: rows that had no part in it owe one term more."""
+        beta1 = self._betas[0]
+        first = max(0, self._steps - self._TERMS)
+        since = np.arange(first, self._steps)  # s, from the last flush on
+        s, j = since + self._base, self._steps - since
+        b = lr * beta1**j / -np.expm1((s + j) * np.log(beta1))
+        bend = self._spread(s, j) / self._spread(s, np.ones_like(j)) - 1
+        terms = b[:, None] / (1 + bend[:, None] * self._nodes)
+        self._sums[first : self._steps] += terms @ self._to_powers.T
+        if self._steps >= len(self._sums):
+            self._grow()
+        self._past[first : self._steps, :-1] = torch.from_numpy(self._sums[first : self._steps]).to(self._past)
+        self._past[self._steps, -1] = float(self._spread(np.array(self._base + self._steps), np.array(1)))
+
+    @torch.no_grad()
+    def catch_up(self, table: nn.Parameter, ids: Tensor | slice) -> None:
+        """Make the steps that the given rows of a table have missed."""
+        if not self._steps:
+            return
+        n = next(n for n, t in enumerate(self.tables) if t is table)
+        state, last, group = self.state[table], self._last[n], self._group[id(table)]
+        beta1, beta2 = group["betas"]
+        since = last[ids]
+        past = self._past[since]
+        m, v = state["exp_avg"][ids], state["exp_avg_sq"][ids]
+        scaled = v.sqrt().mul_(past[:, -1:])
+        lower = scaled + group["eps"]
+        w = scaled.div_(lower)
+        *rest, top = past[:, :-1].split(1, dim=1)
+        total = w * top
+        for coefficient in reversed(rest[1:]):
+            total.add_(coefficient).mul_(w)
+        total.add_(rest[0]).mul_(m).div_(lower)
+        missed = (self._steps - since).to(m.dtype).unsqueeze(1)
+        data = table.detach()
+        data[ids] = data[ids] - total
+        state["exp_avg"][ids] = m * beta1**missed
+        state["exp_avg_sq"][ids] = v * beta2**missed
+        last[ids] = self._steps
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step: the tables by the rows of their sparse gradients, everything else as Adam does.
+
+        Raises:
+            ContractError: a table has a dense gradient, so it was read otherwise than through `rows`.
+        """
+        assert closure is None
+        grads = [table.grad for table in self.tables]
+        for table, grad in zip(self.tables, grads, strict=True):
+            if grad is not None and not grad.is_sparse:
+                raise ContractError(
+                    f"a table of {len(table)} rows is listed in row_tables but was read directly; read it with optim.rows"
+                )
+            table.grad = None
+        super().step()
+        self._steps += 1
+        for table, last, grad in zip(self.tables, self._last, grads, strict=True):
+            self.state[table]["step"] += 1
+            if grad is not None:
+                self._row_step(table, last, grad.coalesce())
+                table.grad = grad
+        if self.tables:
+            self._defer(self._group[id(self.tables[0])]["lr"])
+        return None
+
+    def _row_step(self, table: nn.Parameter, last: Tensor, grad: Tensor) -> None:
+        state, group = self.state[table], self._group[id(table)]
+        (beta1, beta2), t = group["betas"], self._base + self._steps
+        ids, g = grad.indices()[0], grad.values()
+        m = state["exp_avg"][ids].lerp_(g, 1 - beta1)
+        v = state["exp_avg_sq"][ids].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        state["exp_avg"][ids], state["exp_avg_sq"][ids] = m, v
+        lower = v.sqrt_().div_((1 - beta2**t) ** 0.5).add_(group["eps"])
+        table.detach().index_add_(0, ids, m.div_(lower), alpha=-group["lr"] / (1 - beta1**t))
+        last[ids] = self._steps
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Bring all rows of all tables up to date: before they are read in any other way than through `rows`."""
+        for table in self.tables:
+            for start in range(0, len(table), 1 << 14):
+                self.catch_up(table, slice(start, start + (1 << 14)))
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's own, after a flush."""
+        self.flush()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._begin()
