@@ -6,9 +6,9 @@ Sides take turns (see benchmarks/run.py); medians count.
 
 from __future__ import annotations
 
-import os
+from mmrec_mrdib import process
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+process.settle()  # as the command line does
 
 import argparse
 import functools

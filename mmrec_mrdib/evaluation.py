@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
+MIN_USERS = 32  # at a time, however many items there are: fewer would read all items for next to nothing
 PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
 
 
@@ -52,7 +53,7 @@ class RankingSplit:
         name: 'valid' or 'test'.
         users, items: (E,) the split's interactions.
         masks: pairs (users, items) of interactions whose items are not ranked for their user.
-        scores_in_memory: user-item scores computed at a time.
+        scores_in_memory: user-item scores computed at a time, but those of MIN_USERS at least.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class RankingSplit:
         self.name = name
         self.n_items = n_items
         self.users = torch.unique(users)
-        per_block = max(scores_in_memory // n_items, 1)
+        per_block = max(scores_in_memory // n_items, MIN_USERS)
         relevant = by_user(users, items, n_users)
         pad = torch.arange(n_users, device=users.device)  # item 0 is padding: never ranked
         mask_users = torch.cat([pad, *(u for u, _ in masks)])

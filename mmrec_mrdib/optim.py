@@ -29,6 +29,17 @@ def rows(table: nn.Parameter, ids: Tensor) -> Tensor:
     return F.embedding(ids, table, sparse=True)
 
 
+def _read(x: Tensor, ids: Tensor | slice) -> Tensor:
+    return x[ids] if isinstance(ids, slice) else x.index_select(0, ids)  # twice as fast as x[ids]
+
+
+def _write(x: Tensor, ids: Tensor | slice, values: Tensor) -> None:
+    if isinstance(ids, slice):
+        x[ids] = values
+    else:
+        x.index_copy_(0, ids, values)
+
+
 class RowAdam(torch.optim.Adam):
     """Adam (Kingma & Ba, ICLR 2015) without weight decay, in which some tables are brought up to date by rows.
 
@@ -119,9 +130,9 @@ class RowAdam(torch.optim.Adam):
         n = next(n for n, t in enumerate(self.tables) if t is table)
         state, last, group = self.state[table], self._last[n], self._group[id(table)]
         beta1, beta2 = group["betas"]
-        since = last[ids]
-        past = self._past[since]
-        m, v = state["exp_avg"][ids], state["exp_avg_sq"][ids]
+        since = _read(last, ids)
+        past = self._past.index_select(0, since)
+        m, v = _read(state["exp_avg"], ids), _read(state["exp_avg_sq"], ids)
         scaled = v.sqrt().mul_(past[:, -1:])
         lower = scaled + group["eps"]
         w = scaled.div_(lower)
@@ -132,9 +143,12 @@ class RowAdam(torch.optim.Adam):
         total.add_(rest[0]).mul_(m).div_(lower)
         missed = (self._steps - since).to(m.dtype).unsqueeze(1)
         data = table.detach()
-        data[ids] = data[ids] - total
-        state["exp_avg"][ids] = m * beta1**missed
-        state["exp_avg_sq"][ids] = v * beta2**missed
+        if isinstance(ids, slice):
+            data[ids] -= total
+        else:
+            data.index_add_(0, ids, total, alpha=-1)
+        _write(state["exp_avg"], ids, m * beta1**missed)
+        _write(state["exp_avg_sq"], ids, v * beta2**missed)
         last[ids] = self._steps
 
     @torch.no_grad()
@@ -167,9 +181,10 @@ class RowAdam(torch.optim.Adam):
         state, group = self.state[table], self._group[id(table)]
         (beta1, beta2), t = group["betas"], self._base + self._steps
         ids, g = grad.indices()[0], grad.values()
-        m = state["exp_avg"][ids].lerp_(g, 1 - beta1)
-        v = state["exp_avg_sq"][ids].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        state["exp_avg"][ids], state["exp_avg_sq"][ids] = m, v
+        m = _read(state["exp_avg"], ids).lerp_(g, 1 - beta1)
+        v = _read(state["exp_avg_sq"], ids).mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        _write(state["exp_avg"], ids, m)
+        _write(state["exp_avg_sq"], ids, v)
         lower = v.sqrt_().div_((1 - beta2**t) ** 0.5).add_(group["eps"])
         table.detach().index_add_(0, ids, m.div_(lower), alpha=-group["lr"] / (1 - beta1**t))
         last[ids] = self._steps

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from mmrec_mrdib import process
 
-# As the command line does, before PyTorch is loaded: spinning workers make these tests a hundred times slower beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+process.settle()  # as the command line does: spinning workers make these tests a hundred times slower beside other work
 
 from collections.abc import Iterator
 from pathlib import Path

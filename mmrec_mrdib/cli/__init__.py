@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmrec_mrdib import __version__
+from mmrec_mrdib import __version__, process
 from mmrec_mrdib.errors import MRdIBError
 
 COMMANDS = {
@@ -25,9 +25,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Spinning OpenMP workers make an epoch many times slower as soon as another process runs (docs/performance.md).
-    # It must be set before PyTorch is loaded; whoever sets it otherwise is respected.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process.settle()
     if arguments and arguments[0] in COMMANDS:
         command = importlib.import_module(f"mmrec_mrdib.cli.{arguments[0]}")
         try:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrec_mrdib import paths
+from mmrec_mrdib import paths, process
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.errors import CheckpointError, DataError
 from mmrec_mrdib.paths import write_atomically
@@ -156,6 +156,7 @@ def write_per_user(path: Path, tokens: np.ndarray, per_user: Mapping[str, np.nda
 
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak, where the system allows it (Linux)."""
+    process.release()  # what an earlier run of this process has freed
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from multiprocessing import connection as connections
 from typing import Any, NamedTuple, Protocol
 
+from mmrec_mrdib import process
 from mmrec_mrdib.errors import ConfigError, MRdIBError
 from mmrec_mrdib.registry import load
 
@@ -54,6 +55,7 @@ class Pool(Protocol):
 
 def call(function: str, payload: str) -> str:
     """Run 'module:function' on a JSON payload; the outcome as JSON: [result, reason, trace]."""
+    process.settle()
     try:
         return json.dumps([load(function)(json.loads(payload)), "", ""])
     except MRdIBError as error:

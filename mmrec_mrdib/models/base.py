@@ -275,7 +275,9 @@ class MultimodalRecommender(GeneralRecommender, ABC):
 
     def encode_items(self, items: Tensor | None = None) -> Encoded:
         """Representations of the given items (sorted ids), or of all."""
-        features = {m: self.features(m) if items is None else self.features(m)[items] for m in self.encoders}
+        features = {
+            m: self.features(m) if items is None else gather_rows(self.features(m), items) for m in self.encoders
+        }
         return self.stage(self.encoders, features, items)
 
     def batch(self, interaction: Any) -> Batch:

@@ -1,0 +1,37 @@
+"""Settings of a process on which the speed of PyTorch on a CPU depends (docs/performance.md)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def settle() -> None:
+    """Called by the command line and its workers before PyTorch is loaded. Whoever has set any of it otherwise is respected.
+
+    - Idle OpenMP workers sleep: spinning ones make an epoch many times slower as soon as another process runs.
+    - Freed memory is kept for the next tensor: glibc hands every large block back to the system, which clears it anew, page by page, for
+      the next one. (It is handed back at the end of the process, or by `release`.)
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        mallopt = _libc("mallopt")
+        if mallopt is not None:
+            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_MMAP_MAX, 0)
+
+
+def release() -> None:
+    """Hand freed memory back to the system."""
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of glibc; None elsewhere (macOS, musl, Windows)."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
