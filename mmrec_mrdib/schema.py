@@ -127,6 +127,8 @@ class DataSettings(Settings):
     """Modalities whose files are not named `<modality>_feat.npy` (and `<modality>_ids.txt`)."""
     feature_norm: Literal["none", "standard", "l2"]
     """none: as in the file (MMRec's convention); standard: each column to mean 0, std 1; l2: each row to length 1."""
+    features_on_disk: bool
+    """Whether the scaled features are mapped from a scratch file in the cache folder instead of being held in memory."""
     missing: Literal["error", "mean", "drop"]
     """What to do with items that lack features: refuse, give them the mean row, or leave the items out."""
     cold_items: float = Field(ge=0, lt=1)

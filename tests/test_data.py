@@ -1,5 +1,8 @@
 """Both layouts, alignment through tokens, and every refusal."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -266,3 +269,48 @@ def test_ml_100k_modalities(tmp_path, monkeypatch):
     again = MultimodalDataset(Config("VBPR", "ml-100k"))
     assert cached.stat().st_mtime_ns == written
     torch.testing.assert_close(again.features["title"], data.features["title"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pairs", ["every pair has a mark", "two hash filters"])
+def test_membership_is_that_of_a_set(monkeypatch, rng, pairs):
+    n_users, n_items = 50, 40
+    if pairs != "every pair has a mark":
+        monkeypatch.setattr(NegativeSampler, "SMALL", 0)
+        monkeypatch.setattr(NegativeSampler, "FILTER", 1)  # many marks that say "perhaps" of pairs that are none
+    monkeypatch.setattr(NegativeSampler, "BLOCK", 64)
+    keys = rng.choice(n_users * n_items, 500, replace=False)
+    users, items = torch.from_numpy(keys // n_items), torch.from_numpy(keys % n_items)
+    sampler = NegativeSampler(users, items, n_items)
+    assert sampler.exact == (pairs == "every pair has a mark")
+    every = torch.cartesian_prod(torch.arange(n_users), torch.arange(n_items))
+    known = set(keys.tolist())
+    truth = [n for n, (u, i) in enumerate(every.tolist()) if u * n_items + i in known]
+    assert sampler.which_positive(*every.T).tolist() == truth
+    drawn = sampler.sample(users, torch.Generator().manual_seed(0))
+    assert not known & set((users * n_items + drawn).tolist())
+
+
+def test_items_with_gaps_between_their_ids_are_drawn_too():
+    users, items = torch.tensor([1, 1, 2, 3]), torch.tensor([2, 9, 2, 5])  # nobody has 1, 3, 4, 6, 7, 8
+    drawn = NegativeSampler(users, items, 10).sample(torch.full((300,), 1), torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {5}
+    assert set(NegativeSampler(users, items, 10).sample(torch.full((300,), 2)).tolist()) == {5, 9}
+
+
+def test_features_on_disk_are_the_same_features(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMREC_MRDIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(modality, "_BLOCK", 7)
+    in_memory, mapped = load(toy), load(toy, features_on_disk=True)
+    for m, x in in_memory.features.items():
+        assert torch.equal(mapped.features[m], x)
+    if sys.platform == "linux":
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "cache") in line]
+        assert len(maps) == 3
+    assert list((tmp_path / "cache" / "features").iterdir()) == []  # nameless: nothing to clean up
+    raw = np.load(toy / "toy" / "a_feat.npy").astype(np.float64)
+    truth = (raw - raw.mean(0)) / raw.std(0)
+    row = [int(t) for t in in_memory.field2id_token["item_id"][1:]]
+    np.testing.assert_allclose(in_memory.features["a"][1:], truth[row], rtol=1e-5, atol=1e-6)
+    monkeypatch.setenv("MMREC_MRDIB_CACHE", str(toy / "toy" / "toy.inter"))
+    with pytest.raises(DataError, match="MMREC_MRDIB_CACHE"):
+        load(toy, features_on_disk=True)

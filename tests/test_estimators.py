@@ -8,6 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from mmrec_mrdib.mrdib.estimators import REGISTRY
+from mmrec_mrdib.mrdib.estimators import mine as mine_module
 from mmrec_mrdib.mrdib.estimators.base import random_shift, reverse_gradient
 from mmrec_mrdib.mrdib.estimators.club import CLUB
 from mmrec_mrdib.mrdib.estimators.gaussian import GaussianMI
@@ -227,7 +228,7 @@ def train_encoder(name: str, reversal: bool = True) -> float:
         if reversal:
             loss = estimator(a, b, 1.0).loss
         else:  # naive: one minimisation of the bound over everything
-            joint, product = estimator.scores(a, b, random_shift(len(a)))
+            joint, product = estimator.scores(a, b), estimator.scores(a, b.roll(random_shift(len(a)), 0))
             loss = joint.mean() - torch.logsumexp(product, 0)
         loss.backward()
         optimizer.step()
@@ -261,7 +262,7 @@ def test_moving_average_corrects_the_gradient():
     mine(a, b, 0.0).loss.backward()
     got = mine.last.weight.grad.clone()
     torch.manual_seed(5)
-    joint, product = mine.scores(a, b, random_shift(40))
+    joint, product = mine.scores(a, b), mine.scores(a, b.roll(random_shift(40), 0))
     average = 0.75 * 3.0 + 0.25 * product.exp().mean().item()
     assert mine.log_average.item() == pytest.approx(math.log(average), abs=1e-5)
     expected = torch.autograd.grad(-(joint.mean() - product.exp().mean() / average), mine.last.weight)[0]
@@ -286,7 +287,7 @@ def test_mine_gradients_take_opposite_signs():
     estimate, grad_a, grad_t = bound(0.5)
     # The first batch sets the moving average to its own mean: the gradient is exactly that of the bound.
     torch.manual_seed(3)
-    joint, product = mine.scores(a, b, random_shift(50))
+    joint, product = mine.scores(a, b), mine.scores(a, b.roll(random_shift(50), 0))
     dv = joint.mean() - (torch.logsumexp(product, 0) - math.log(50))
     assert dv.item() == pytest.approx(estimate.nats.item(), abs=1e-6)
     true_a, true_t = torch.autograd.grad(dv, (a, mine.first.weight))
@@ -297,22 +298,23 @@ def test_mine_gradients_take_opposite_signs():
 
 
 @pytest.mark.parametrize("shift", [1, 3, 6])
-def test_scores_and_their_gradient_are_the_networks(shift):
+def test_the_closed_form_gradient_is_that_of_the_formula(shift, monkeypatch):
     torch.manual_seed(0)
-    mine = MINE(2, 5, 0.1)
+    mine = MINE(2, 5, 0.1).eval()
     a, b = torch.randn(7, 2, requires_grad=True), torch.randn(7, 2, requires_grad=True)
-    leaves = (a, b, mine.first.weight, mine.first.bias, mine.last.weight)
+    network = (mine.first.weight, mine.first.bias, mine.last.weight)
     torch.nn.init.normal_(mine.first.bias)
-
-    def network(x, y):
-        return mine.last(torch.relu(mine.first(torch.cat([x, y], 1)))).squeeze(1)
-
-    results = []
-    for joint, product in (mine.scores(a, b, shift), (network(a, b), network(a, b.roll(shift, 0)))):
-        loss = (joint * torch.arange(7)).sum() + product.square().sum()
-        results.append((joint, product, *torch.autograd.grad(loss, leaves)))
-    for ours, truth in zip(*results, strict=True):
-        torch.testing.assert_close(ours, truth)
+    mine.log_average.fill_(0.7)
+    monkeypatch.setattr(mine_module, "random_shift", lambda n: shift)
+    estimate = mine(a, b, 0.3)
+    ours = torch.autograd.grad(2 * estimate.loss, (a, b, *network))
+    joint, product = mine.scores(a, b), mine.scores(a, b.roll(shift, 0))
+    loss = product.exp().mean() / math.exp(0.7) - joint.mean()
+    truth = torch.autograd.grad(2 * loss, (a, b, *network))
+    torch.testing.assert_close(estimate.loss, loss)
+    torch.testing.assert_close(estimate.nats, joint.mean() - product.exp().mean().log())
+    for n, (got, true) in enumerate(zip(ours, truth, strict=True)):
+        torch.testing.assert_close(got, true if n > 1 else -0.3 * true)
 
 
 def test_shift_never_pairs_an_item_with_itself():

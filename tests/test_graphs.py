@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmrec_mrdib import graphs
+from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import Edges
 
 SEEDS = range(5)
@@ -376,3 +377,47 @@ def test_gather_rows_is_indexing():
 def test_unknown_reduction():
     with pytest.raises(ValueError, match="median"):
         graphs.segment_reduce(torch.ones(2, 1), torch.tensor([0, 1]), 2, "median")
+
+
+def clustered(items, dims=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(20, dims, generator=generator)
+    x = centres[torch.randint(0, 20, (items,), generator=generator)] + torch.randn(items, dims, generator=generator)
+    return torch.cat([torch.zeros(1, dims), x])
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_approximate_neighbours_are_nearly_the_exact_ones(weighted):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    x = clustered(3000)
+    x[[5, 70]] = 0  # items without features
+    found, exact = graphs.approximate_knn(x, 10, weighted), graphs.knn(x, 10, weighted)
+    pairs = [set(zip(e.rows.tolist(), e.cols.tolist(), strict=True)) for e in (found, exact)]
+    assert len(pairs[0] & pairs[1]) / len(pairs[1]) > 0.93  # 0.95 was asked for on a sample
+    assert len(found) == len(exact) and not any(0 in pair for pair in pairs[0])
+    truth = dict(zip(zip(exact.rows.tolist(), exact.cols.tolist(), strict=True), exact.values.tolist(), strict=True))
+    for row, col, value in zip(found.rows.tolist(), found.cols.tolist(), found.values.tolist(), strict=True):
+        assert (row, col) not in truth or truth[row, col] == pytest.approx(value, abs=1e-5)
+    loops = {(5, 5), (70, 70)}
+    assert loops <= pairs[0] if not weighted else not any(5 in p or 70 in p for p in pairs[0])
+
+
+def test_tiny_catalogues_have_approximate_neighbours_too():
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    x = random_features(0)[:4]
+    torch.testing.assert_close(dense(graphs.approximate_knn(x, 10, True)), dense(graphs.knn(x, 10, True)))
+
+
+def test_the_method_is_chosen_by_size(monkeypatch):
+    built = []
+    for name in ("knn", "approximate_knn"):
+        monkeypatch.setattr(graphs, name, name)
+    monkeypatch.setattr(graphs, "cached", lambda build, *args: built.append(build))
+    monkeypatch.setattr(graphs, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: object())
+    for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
+        graphs.nearest(torch.ones(items, 2), 3, True, method)
+    assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]
+    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"10 items needs FAISS: pip install 'mmrec-mrdib\[ann\]'"):
+        graphs.nearest(torch.ones(11, 2), 3, True, "auto")

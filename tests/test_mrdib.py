@@ -19,21 +19,31 @@ from mmrec_mrdib.testing.contract import build
 def test_rate_is_the_closed_form_and_so_is_its_gradient():
     torch.manual_seed(0)
     mean = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    log_var = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    raw = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    log_var = raw.clamp(-1, 1)  # some are beyond
     prior = Normal(torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64))
     truth = kl_divergence(Normal(mean, (0.5 * log_var).exp()), prior).sum(1)
-    torch.testing.assert_close(rate(mean, log_var), truth.mean())
+    kl = _Sample.apply(mean, raw, -1.0, 1.0)[1]
+    torch.testing.assert_close(kl, truth)
     present = torch.tensor([False, True, False, False, True, False, False])
-    torch.testing.assert_close(rate(mean, log_var, present), truth[[1, 4]].mean())
-    assert rate(torch.zeros(3, 5), torch.zeros(3, 5)) == 0
-    torch.autograd.gradcheck(lambda m, v: rate(m, v, present), (mean, log_var))
+    torch.testing.assert_close(rate(kl, present), truth[[1, 4]].mean())
+    torch.testing.assert_close(rate(kl), truth.mean())
+    assert _Sample.apply(torch.zeros(3, 5), torch.zeros(3, 5), -1.0, 1.0)[1].sum() == 0
+
+    def sampled(m, v):  # the same noise at each call
+        torch.manual_seed(0)
+        z, kl = _Sample.apply(m, v, -1.0, 1.0)
+        return z, rate(kl, present)
+
+    torch.autograd.gradcheck(sampled, (mean, raw))
+    torch.autograd.gradcheck(lambda m, v: sampled(m, v)[1], (mean, raw))
 
 
 def test_sampling_is_reparameterised():
     stage = Gaussian({"m": 3}, -1.0, -8.0, 4.0)
     x = torch.randn(20000, 3)
     mean = torch.ones(20000, 3, requires_grad=True)
-    z, mu, log_var = stage.encode("m", lambda _: mean, x)
+    z, mu, _ = stage.encode("m", lambda _: mean, x)
     assert z.mean().item() == pytest.approx(1, abs=0.02)
     assert z.var().item() == pytest.approx(math.exp(-1), rel=0.03)
     upstream = torch.randn_like(z)
@@ -44,18 +54,18 @@ def test_sampling_is_reparameterised():
         stage.heads["m"].bias.grad, (upstream * (z - mu).detach() / 2).sum(0), rtol=1e-3, atol=1e-3
     )
     stage.eval()
-    z, mu, log_var = stage.encode("m", lambda _: mean, x)
-    assert z is mu and log_var is None
+    z, mu, kl = stage.encode("m", lambda _: mean, x)
+    assert z is mu and kl is None
 
 
 def test_no_gradient_reaches_the_variance_beyond_its_bounds():
     raw = torch.tensor([[-3.0, 0.0, 3.0]], requires_grad=True)
     mean = torch.zeros(1, 3, requires_grad=True)
-    z, log_var = _Sample.apply(mean, raw, -1.0, 1.0)
-    assert log_var.tolist() == [[-1, 0, 1]]
-    (z.sum() + 2 * log_var.sum()).backward()
+    z, kl = _Sample.apply(mean, raw, -1.0, 1.0)
+    assert kl.item() == pytest.approx((math.exp(-1) + math.exp(1) - 2) / 2)  # sigma^2 = 1/e, 1, e
+    z.sum().backward()
     eps = z.detach()[0, 1]  # sigma = 1 there
-    torch.testing.assert_close(raw.grad, torch.tensor([[0.0, eps / 2 + 2, 0.0]]))
+    torch.testing.assert_close(raw.grad, torch.tensor([[0.0, eps / 2, 0.0]]))
     assert mean.grad.tolist() == [[1, 1, 1]]
 
 

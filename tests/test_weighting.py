@@ -38,7 +38,7 @@ def test_the_rate_is_held_at_its_target():
     optimizer = torch.optim.SGD([mean], 1.0)
     for _ in range(4000):
         optimizer.zero_grad()
-        value = rate(mean, torch.zeros(8, 4))
+        value = rate(0.5 * mean.square().sum(1))  # sigma = 1
         (weights.values()["rate"] * value - mean.mean() * 0.5).backward()
         weights.hold_rate(value.detach() / 4)
         optimizer.step()

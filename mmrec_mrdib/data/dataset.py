@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mmrec_mrdib import compat
+from mmrec_mrdib import compat, paths
 from mmrec_mrdib.data import builtin, corrupt, modality
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import DataError, listed
@@ -204,7 +204,8 @@ class MultimodalDataset(Dataset):
     def _align_features(self) -> None:
         tokens = [str(t) for t in self.field2id_token[self.iid_field]]
         for file in self._files:
-            values, has, self.scalings[file.name] = modality.align(file, tokens, self.settings.feature_norm)
+            folder = paths.cache_dir() / "features" if self.settings.features_on_disk else None
+            values, has, self.scalings[file.name] = modality.align(file, tokens, self.settings.feature_norm, folder)
             self.features[file.name] = torch.from_numpy(values)
             self.missing[file.name] = torch.from_numpy(~has)
             self.missing[file.name][0] = False

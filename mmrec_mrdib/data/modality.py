@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,12 +161,31 @@ class Scaling:
         return values
 
 
-def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarray, np.ndarray, Scaling]:
-    """Features in RecBole's internal item order.
+def table(rows: int, width: int, folder: Path | None) -> np.ndarray:
+    """(rows, width) zeros, float32: in memory, or mapped from a nameless file in the folder, which ends with the process. Of a mapped
+    table the system keeps in memory what is in use and there is room for."""
+    if folder is None:
+        return np.zeros((rows, width), dtype=np.float32)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return np.memmap(file, dtype=np.float32, mode="w+", shape=(rows, width))
+    except OSError as error:
+        raise DataError(
+            f"--features_on_disk: {folder} cannot hold {rows * width * 4 / 1e9:.1f} GB ({error}); "
+            "set $MMREC_MRDIB_CACHE to a folder with room"
+        ) from error
+
+
+def align(
+    file: FeatureFile, tokens: Sequence[str], norm: str, folder: Path | None = None
+) -> tuple[np.ndarray, np.ndarray, Scaling]:
+    """Features in RecBole's internal item order. Made in blocks of rows: one table is all the memory it takes, or none with a folder.
 
     Args:
         tokens: (I,) item tokens by internal id; tokens[0] is the padding.
         norm: 'none', 'standard' (statistics over the items that have features) or 'l2'.
+        folder: for a table on disk, see `table`.
 
     Returns:
         features (I, D) float32, has (I,) bool, and the scaling. Row 0 is zero; items without features get the mean row.
@@ -176,10 +196,10 @@ def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarr
     rows = np.array([file.row_of.get(t, -1) for t in tokens], dtype=np.int64)
     rows[0] = -1
     has = rows >= 0
-    out = np.zeros((len(tokens), file.rows.shape[1]), dtype=np.float32)
+    out = table(len(tokens), file.rows.shape[1], folder)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(tokens), _BLOCK)]
     bad: list[int] = []
-    for start in range(0, len(tokens), _BLOCK):  # the file may be larger than memory
-        part = slice(start, start + _BLOCK)
+    for part in blocks:
         take = rows[part][has[part]]
         with np.errstate(over="ignore"):
             values = np.asarray(file.rows[take], dtype=np.float32)
@@ -190,17 +210,26 @@ def align(file: FeatureFile, tokens: Sequence[str], norm: str) -> tuple[np.ndarr
             f"{file.path}: NaN or infinite values in {len(bad)} rows ({listed(sorted(bad))}, counted from 0); "
             "replace them, or leave these rows out of the file together with their ids and set --missing=mean"
         )
-    known = out[has]
+
+    def mean_of(f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(D,) float64 mean of f over the rows that have features."""
+        total = np.zeros(out.shape[1])
+        for part in blocks:
+            total += f(out[part][has[part]]).sum(axis=0, dtype=np.float64)
+        return total / has.sum()
+
     scaling = Scaling(norm)
-    if norm == "standard" and len(known):
-        mean = known.mean(axis=0, dtype=np.float64)
-        std = known.std(axis=0, dtype=np.float64)
+    if not has.any():
+        return out, has, scaling
+    if norm == "standard":
+        mean = mean_of(lambda x: x)
+        std = np.sqrt(mean_of(lambda x: np.square(x - mean)))
         # A constant column carries nothing; its rounding noise must not be blown up to unit variance.
         constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
         scaling = Scaling(norm, mean, np.where(constant, 0.0, std))
-    known = scaling(known)
-    out[has] = known
-    if len(known):
-        out[~has] = known.mean(axis=0, dtype=np.float64)
+    for part in blocks:
+        out[part][has[part]] = scaling(out[part][has[part]])
+    if not has[1:].all():
+        out[~has] = mean_of(lambda x: x)
     out[0] = 0.0
     return out, has, scaling

@@ -37,14 +37,14 @@ class Encoded:
     Attributes:
         z: modality -> (R, d), what the model computes with (a sample where the stage is stochastic and training).
         mean: modality -> (R, d); the same tensors as z where the stage is deterministic.
-        log_var: modality -> (R, d) log variances, or None.
+        rate: modality -> (R,) KL(q(z|x) || N(0, I)) of each item in nats, or None where the stage is deterministic.
         items: (R,) sorted ids of the encoded items, or None: all items, so that row = id.
         users: (Q,) sorted ids of the users that the step needs, or None: all users.
     """
 
     z: Mapping[str, Tensor]
     mean: Mapping[str, Tensor]
-    log_var: Mapping[str, Tensor] | None = None
+    rate: Mapping[str, Tensor] | None = None
     items: Tensor | None = None
     users: Tensor | None = None
 
@@ -143,7 +143,8 @@ class StepLoss:
 
 
 class EncodingStage(nn.Module):
-    """How features become z. `encode` gets an encoder's features and returns (z, mean, log_var or None), (R, d) each."""
+    """How features become z. `encode` gets an encoder's features and returns z and its mean, (R, d) each, and the rate
+    (R,) in nats or None (see `Encoded`)."""
 
     def encode(
         self, modality: str, encoder: Callable[[Tensor], Tensor], features: Tensor
@@ -155,12 +156,12 @@ class EncodingStage(nn.Module):
     ) -> Encoded:
         z: dict[str, Tensor] = {}
         mean: dict[str, Tensor] = {}
-        log_var: dict[str, Tensor] = {}
+        rate: dict[str, Tensor] = {}
         for m, encoder in encoders.items():
-            z[m], mean[m], spread = self.encode(m, encoder, features[m])
-            if spread is not None:
-                log_var[m] = spread
-        return Encoded(z, mean, log_var or None, items)
+            z[m], mean[m], nats = self.encode(m, encoder, features[m])
+            if nats is not None:
+                rate[m] = nats
+        return Encoded(z, mean, rate or None, items)
 
 
 def is_large(n: int, batch_size: int) -> bool:

@@ -13,24 +13,35 @@ from mmrec_mrdib.models.base import EncodingStage
 
 
 class _Sample(torch.autograd.Function):
-    """(mu + exp(log_var / 2) * eps, log_var) for log_var clamped to bounds; the closed-form gradient, in one node, saves passes
-    over memory. Where the clamp holds, no gradient reaches the head."""
+    """z = mu + sigma eps and KL(N(mu, diag sigma^2) || N(0, I)) of each row in nats, 1/2 sum_d (mu^2 + sigma^2 - 1 - log sigma^2), for
+    log sigma^2 clamped to bounds; the closed-form gradient, in one node, saves passes over memory and an exponential. Where the clamp
+    holds, no gradient reaches the head."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         log_var = raw.clamp(low, high)
-        spread = torch.randn_like(mean).mul_((0.5 * log_var).exp_())
-        ctx.save_for_backward(spread, raw)
+        sigma = (0.5 * log_var).exp_()
+        excess = torch.square(sigma).sub_(1.0)
+        kl = log_var.neg_().add_(excess).addcmul_(mean, mean).sum(dim=-1).mul_(0.5)
+        spread = torch.randn_like(mean).mul_(sigma)
+        ctx.save_for_backward(mean, raw, spread, excess)
         ctx.bounds = (low, high)
-        return mean + spread, log_var
+        ctx.set_materialize_grads(False)
+        return mean + spread, kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        spread, raw = ctx.saved_tensors
-        of_z, of_log_var = grads
-        inner = torch.addcmul(of_log_var, of_z, spread, value=0.5)
-        return of_z, torch.ops.aten.hardtanh_backward(inner, raw, *ctx.bounds), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+        mean, raw, spread, excess = ctx.saved_tensors
+        of_z, of_kl = grads
+        if of_z is None:
+            of_z = torch.zeros_like(mean)
+        inner, of_mean = of_z * spread, of_z
+        if of_kl is not None:
+            of_kl = of_kl.unsqueeze(-1)
+            inner.addcmul_(excess, of_kl)  # d kl / d log sigma^2 = (sigma^2 - 1) / 2
+            of_mean = torch.addcmul(of_z, mean, of_kl)
+        return of_mean, torch.ops.aten.hardtanh_backward(inner.mul_(0.5), raw, *ctx.bounds), None, None
 
 
 class Gaussian(EncodingStage):
@@ -60,5 +71,5 @@ class Gaussian(EncodingStage):
         mean = encoder(features)
         if not self.training:
             return mean, mean, None
-        z, log_var = _Sample.apply(mean, self.heads[modality](mean), *self.bounds)
-        return z, mean, log_var
+        z, kl = _Sample.apply(mean, self.heads[modality](mean), *self.bounds)
+        return z, mean, kl

@@ -140,10 +140,10 @@ class MRdIB(MultimodalRecommender):
         # Everything is over the distinct items of the batch; where the backbone encodes only these, it is over all there is.
         whole = enc.items is None
         if "rate" in weights:
-            if enc.log_var is None:
+            if enc.rate is None:
                 raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
             present = batch.present if whole else None
-            rates = {m: rate(enc.mean[m], enc.log_var[m], present) for m in enc.z}
+            rates = {m: rate(kl, present) for m, kl in enc.rate.items()}
             total = torch.stack(list(rates.values())).sum()
             parts["rate"] = weights["rate"] * total
             logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}

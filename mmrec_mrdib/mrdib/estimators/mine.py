@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -10,16 +11,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.graphs import full_precision
-from mmrec_mrdib.mrdib.estimators.base import Estimate, MIEstimator, random_shift, reverse_gradient
+from mmrec_mrdib.mrdib.estimators.base import Estimate, MIEstimator, random_shift
 
 
-class _Scores(torch.autograd.Function):
-    """MINE.scores with its closed-form gradient: two thirds of autograd's passes over memory."""
+class _Loss(torch.autograd.Function):
+    """-bound and its closed-form gradient in one node: half of autograd's passes over memory."""
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, last: Tensor, shift: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, last: Tensor,
+        shift: int, push: float | Tensor, average_of: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         w_a, w_b = weight.split(a.shape[1], dim=1)
         left, right = torch.addmm(bias, a, w_a.T), b @ w_b.T
         joint = (left + right).relu_()
@@ -27,31 +29,40 @@ class _Scores(torch.autograd.Function):
         product[shift:] += right[:-shift]
         product[:shift] += right[-shift:]
         product.relu_()
-        ctx.save_for_backward(a, b, weight, last, joint, product)
-        ctx.shift = shift
-        return joint @ last, product @ last
+        of_joint, of_product = (joint @ last).mean(), product @ last
+        log_mean = torch.logsumexp(of_product, 0) - math.log(len(a))
+        log_average = average_of(log_mean)
+        # d/dtheta of exp(log_mean - log_average) is E[e^T dT] / average: the corrected gradient of the logarithm.
+        shares = torch.exp(of_product - log_average).div_(len(a))
+        ctx.save_for_backward(a, b, weight, last, joint, product, shares)
+        ctx.shift, ctx.push = shift, push
+        nats = of_joint - log_mean
+        ctx.mark_non_differentiable(nats)
+        return torch.exp(log_mean - log_average) - of_joint, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]:
-        a, b, weight, last, joint, product = ctx.saved_tensors
-        w_a, w_b = weight.split(a.shape[1], dim=1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, weight, last, joint, product, shares = ctx.saved_tensors
         relu_backward = torch.ops.aten.threshold_backward
-        of_joint = relu_backward(torch.outer(grads[0], last), joint, 0)
-        of_product = relu_backward(torch.outer(grads[1], last), product, 0)
-        left = of_joint + of_product
-        right = of_joint
-        right[: -ctx.shift] += of_product[ctx.shift :]
-        right[-ctx.shift :] += of_product[: ctx.shift]
+        each = -grads[0] / len(a)  # what every joint pair's T gets
+        of_product = shares * grads[0]
+        right = relu_backward((last * each).expand_as(joint), joint, 0)
+        rolled = relu_backward(torch.outer(of_product, last), product, 0)
+        left = right + rolled
+        right[: -ctx.shift] += rolled[ctx.shift :]
+        right[-ctx.shift :] += rolled[: ctx.shift]
         of_weight = torch.cat([left.T @ a, right.T @ b], 1)
-        return left @ w_a, right @ w_b, of_weight, left.sum(0), joint.T @ grads[0] + product.T @ grads[1], None
+        of_last = torch.addmv(joint.sum(0) * each, product.T, of_product)
+        w_a, w_b = (weight * -ctx.push).split(a.shape[1], dim=1)  # the reversal: a and b get -push times their gradient
+        return left @ w_a, right @ w_b, of_weight, left.sum(0), of_last, None, None, None
 
 
 class MINE(MIEstimator):
     """Donsker-Varadhan bound E_joint[T(a, b)] - log E_product[e^T(a, b')], in nats (eq. 5); T: MLP 2d -> h -> 1, ReLU.
 
     The network *maximises* the bound, the representations *minimise* it. Minimising one sum over both would only teach
-    the network to report little. So the representations reach T through a gradient-reversal layer and the loss is -bound:
+    the network to report little. So the gradient of the representations is reversed and the loss is -bound:
     one backward pass, in which T ascends with weight 1 and a, b descend with `weight`.
 
     Product samples pair each item with another one (the R distinct items, shifted against each other). The gradient of the logarithm
@@ -79,26 +90,25 @@ class MINE(MIEstimator):
     def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
         return cls(dim, hidden, ema_rate)
 
-    def scores(self, a: Tensor, b: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-        """T on the joint pairs (a_r, b_r) and on the product pairs (a_r, b_{r - shift}), (R,) each."""
-        with full_precision(a):
-            first, last = self.first, self.last.weight[0]
-            joint, product = _Scores.apply(a.float(), b.float(), first.weight, first.bias, last, shift)
-        return joint, product
+    def scores(self, a: Tensor, b: Tensor) -> Tensor:
+        """T(a_r, b_r), (R,)."""
+        scores: Tensor = self.last(torch.relu(self.first(torch.cat([a, b], 1)))).squeeze(1)
+        return scores
 
     def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:
         if len(a) < 2:  # no product sample exists
             return self.nothing(a, b)
-        shift = random_shift(len(a))
-        joint, product = self.scores(reverse_gradient(a, weight), reverse_gradient(b, weight), shift)
-        log_mean = torch.logsumexp(product, 0) - math.log(len(product))
-        with torch.no_grad():
-            if self.training:
-                seen = torch.logaddexp(
-                    self.log_average + math.log1p(-self.ema_rate), log_mean + math.log(self.ema_rate)
-                )
-                self.log_average.copy_(torch.where(self.log_average.isnan(), log_mean, seen))
-            average = torch.where(self.log_average.isnan(), log_mean, self.log_average)
-        # d/dtheta of exp(log_mean - average) is E[e^T dT] / average: the corrected gradient of the logarithm.
-        bound = joint.mean() - torch.exp(log_mean - average)
-        return Estimate((joint.mean() - log_mean).detach(), -bound)
+        with full_precision(a):
+            first, last = self.first, self.last.weight[0]
+            loss, nats = _Loss.apply(
+                a.float(), b.float(), first.weight, first.bias, last, random_shift(len(a)), weight, self._average
+            )
+        return Estimate(nats, loss)
+
+    def _average(self, log_mean: Tensor) -> Tensor:
+        """log of the moving average of E_product[e^T], after this batch."""
+        seen = self.log_average
+        if self.training:
+            moved = torch.logaddexp(seen + math.log1p(-self.ema_rate), log_mean + math.log(self.ema_rate))
+            seen.copy_(torch.where(seen.isnan(), log_mean, moved))
+        return torch.where(seen.isnan(), log_mean, seen)

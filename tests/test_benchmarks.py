@@ -1,0 +1,61 @@
+"""What the benchmarks compare with: floors that train, generated data that is sound, exponents."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import growth
+from benchmarks.floors import FLOORS
+from mmrec_mrdib import registry
+from mmrec_mrdib.data import check
+from mmrec_mrdib.experiment.run import make_config, prepare
+
+
+@pytest.mark.parametrize("model", FLOORS)
+def test_floors_do_what_the_models_do(model, toy):
+    """A few epochs move all of a floor's parameters, and as many numbers as the model has."""
+    config = make_config(model, "toy", 1, values={"data_path": str(toy)})
+    splits = prepare(config)
+    torch.manual_seed(0)
+    net = registry.model_class(model)(config, splits.parts[0])
+    net.train()
+    optimizers = []
+    original = torch.optim.Adam.__init__
+
+    def remember(self, params, *args, **kwargs):
+        optimizers.append(self)
+        original(self, params, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "__init__", remember)
+        epoch = FLOORS[model](splits, net)
+    (parameters,) = (group["params"] for group in optimizers[0].param_groups)
+    before = [p.detach().clone() for p in parameters]
+    for _ in range(3):
+        epoch()
+    assert all(p.isfinite().all() and not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    biases = 0 if model != "VBPR" else 2 * config["embedding_size"]  # a bias a modality here, one of their sum there
+    assert sum(p.numel() for p in parameters) + biases == sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def test_generated_data_is_sound(tmp_path):
+    growth.generate(tmp_path / "small", 4000, 300, 500)
+    config = make_config("VBPR", "small", 1, values={"data_path": str(tmp_path)})
+    splits = prepare(config)
+    assert sum(map(len, splits.parts)) == 4000
+    assert (splits.dataset.user_num, splits.dataset.item_num) == (301, 501)
+    assert {m: x.shape[1] for m, x in splits.dataset.features.items()} == {"image": 384, "text": 384}
+    assert check.check(tmp_path / "small").usable
+
+
+def test_exponents_and_their_picture(tmp_path):
+    sizes = np.array([1e3, 1e4, 1e5])
+    assert growth.exponent(sizes, 3 * sizes**1.5) == pytest.approx(1.5)
+    row = {"model": "VBPR", "users": 10, **dict.fromkeys(growth.FIGURES, 0.0)}
+    results = [
+        row | {"interactions": int(n), "items": 0, "epoch_seconds": 1e-6 * n, "peak_gib": 1e-9 * n**2} for n in sizes
+    ]
+    fits = growth.fits(results)["VBPR"]
+    assert fits["epoch_seconds"] == pytest.approx(1) and fits["peak_gib last"] == pytest.approx(2)
+    growth.plot(results, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
