@@ -28,8 +28,13 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = {"10K": (10_000, 1_000, 5_000), "100K": (100_000, 10_000, 32_000), "1M": (1_000_000, 100_000, 200_000)}
-MODELS = ("VBPR", "VBPR+MRdIB", "FREEDOM", "FREEDOM+MRdIB")
+SIZES = {
+    "10K": (10_000, 1_000, 5_000),
+    "100K": (100_000, 10_000, 32_000),
+    "300K": (300_000, 30_000, 80_000),
+    "1M": (1_000_000, 100_000, 200_000),
+}
+MODELS = ("VBPR", "VBPR+MRdIB", "FREEDOM", "FREEDOM+MRdIB", "MGCN")
 EVALUATED = 1_000  # users with valid and test items
 DIMS = 384
 STEPS = 20  # of a model whose epoch is not timed whole
@@ -66,7 +71,7 @@ def generate(folder: Path, interactions: int, users: int, items: int) -> None:
         out = np.lib.format.open_memmap(folder / f"{name}_feat.npy", "w+", np.float32, (items, DIMS))
         for begin in range(0, items, 10_000):
             n = min(10_000, items - begin)
-            latent = centres[rng.integers(0, 500, n)] + 0.5 * rng.normal(size=(n, 32))
+            latent = centres[rng.integers(0, 500, n)] + rng.normal(size=(n, 32))
             out[begin : begin + n] = latent @ basis + 0.5 * rng.normal(size=(n, DIMS))
         out.flush()
 

@@ -300,7 +300,7 @@ def test_items_with_gaps_between_their_ids_are_drawn_too():
 def test_features_on_disk_are_the_same_features(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("MMREC_MRDIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(modality, "_BLOCK", 7)
-    in_memory, mapped = load(toy), load(toy, features_on_disk=True)
+    in_memory, mapped = (load(toy, feature_norm="standard", features_on_disk=d) for d in (False, True))
     for m, x in in_memory.features.items():
         assert torch.equal(mapped.features[m], x)
     if sys.platform == "linux":

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mmrec_mrdib import graphs
-from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import Edges
 
 SEEDS = range(5)
@@ -388,7 +387,6 @@ def clustered(items, dims=32, seed=0):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_approximate_neighbours_are_nearly_the_exact_ones(weighted):
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     x = clustered(3000)
     x[[5, 70]] = 0  # items without features
     found, exact = graphs.approximate_knn(x, 10, weighted), graphs.knn(x, 10, weighted)
@@ -403,7 +401,6 @@ def test_approximate_neighbours_are_nearly_the_exact_ones(weighted):
 
 
 def test_tiny_catalogues_have_approximate_neighbours_too():
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     x = random_features(0)[:4]
     torch.testing.assert_close(dense(graphs.approximate_knn(x, 10, True)), dense(graphs.knn(x, 10, True)))
 
@@ -414,10 +411,6 @@ def test_the_method_is_chosen_by_size(monkeypatch):
         monkeypatch.setattr(graphs, name, name)
     monkeypatch.setattr(graphs, "cached", lambda build, *args: built.append(build))
     monkeypatch.setattr(graphs, "EXACT_UP_TO", 10)
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: object())
     for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
         graphs.nearest(torch.ones(items, 2), 3, True, method)
     assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]
-    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"10 items needs FAISS: pip install 'mmrec-mrdib\[ann\]'"):
-        graphs.nearest(torch.ones(11, 2), 3, True, "auto")
