@@ -37,7 +37,7 @@ SIZES = {
 MODELS = ("VBPR", "VBPR+MRdIB", "FREEDOM", "FREEDOM+MRdIB", "MGCN")
 EVALUATED = 1_000  # users with valid and test items
 DIMS = 384
-STEPS = 20  # of a model whose epoch is not timed whole
+STEPS = 10  # of a model whose epoch is not timed whole
 FIGURES = {
     "epoch_seconds": "an epoch, batches of 2,048 (s)",
     "step_seconds": "a step of 2,048 pairs (s)",

@@ -33,13 +33,6 @@ def _read(x: Tensor, ids: Tensor | slice) -> Tensor:
     return x[ids] if isinstance(ids, slice) else x.index_select(0, ids)  # twice as fast as x[ids]
 
 
-def _write(x: Tensor, ids: Tensor | slice, values: Tensor) -> None:
-    if isinstance(ids, slice):
-        x[ids] = values
-    else:
-        x.index_copy_(0, ids, values)
-
-
 class RowAdam(torch.optim.Adam):
     """Adam (Kingma & Ba, ICLR 2015) without weight decay, in which some tables are brought up to date by rows.
 
@@ -71,6 +64,8 @@ class RowAdam(torch.optim.Adam):
         nodes = (1 + np.cos(np.pi * (np.arange(self._NODES) + 0.5) / self._NODES)) / 2
         self._nodes, self._to_powers = nodes, np.linalg.inv(np.vander(nodes, increasing=True))
         self._last: list[Tensor] = []
+        # Rows that were brought up to date for the coming step: their ids, and moments that are not yet written.
+        self._pending: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}
         for table in self.tables:
             table._row_adam = self  # type: ignore[attr-defined]
             if not self.state[table]:
@@ -85,6 +80,7 @@ class RowAdam(torch.optim.Adam):
         self._betas = (self._group[id(self.tables[0])] if self.tables else self.defaults)["betas"]
         self._base = int(self.state[self.tables[0]]["step"]) if self.tables else 0
         self._steps = 0  # since then
+        self._pending.clear()
         # For each step s since then: the polynomial's coefficients, and a_1.
         self._sums = np.zeros((0, self._NODES))
         self._past = torch.zeros(0, self._NODES + 1)
@@ -125,6 +121,7 @@ class RowAdam(torch.optim.Adam):
     @torch.no_grad()
     def catch_up(self, table: nn.Parameter, ids: Tensor | slice) -> None:
         """Make the steps that the given rows of a table have missed."""
+        self._write_pending(table)
         if not self._steps:
             return
         n = next(n for n, t in enumerate(self.tables) if t is table)
@@ -136,20 +133,28 @@ class RowAdam(torch.optim.Adam):
         scaled = v.sqrt().mul_(past[:, -1:])
         lower = scaled + group["eps"]
         w = scaled.div_(lower)
-        *rest, top = past[:, :-1].split(1, dim=1)
-        total = w * top
-        for coefficient in reversed(rest[1:]):
-            total.add_(coefficient).mul_(w)
-        total.add_(rest[0]).mul_(m).div_(lower)
+        *rest, total = past[:, :-1].split(1, dim=1)
+        for coefficient in reversed(rest):
+            total = torch.addcmul(coefficient, total, w)
+        total.mul_(m).div_(lower)
         missed = (self._steps - since).to(m.dtype).unsqueeze(1)
         data = table.detach()
         if isinstance(ids, slice):
             data[ids] -= total
         else:
-            data.index_add_(0, ids, total, alpha=-1)
-        _write(state["exp_avg"], ids, m * beta1**missed)
-        _write(state["exp_avg_sq"], ids, v * beta2**missed)
+            data.index_add_(0, ids, total.neg_())  # with another alpha than 1 it takes a slow way
+        m, v = m * beta1**missed, v * beta2**missed
         last[ids] = self._steps
+        if isinstance(ids, slice):
+            state["exp_avg"][ids], state["exp_avg_sq"][ids] = m, v
+        else:
+            self._pending[table] = (ids, m, v)  # the step that these rows are read for will write them
+
+    def _write_pending(self, table: nn.Parameter) -> None:
+        if table in self._pending:
+            ids, m, v = self._pending.pop(table)
+            self.state[table]["exp_avg"].index_copy_(0, ids, m)
+            self.state[table]["exp_avg_sq"].index_copy_(0, ids, v)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -171,7 +176,7 @@ class RowAdam(torch.optim.Adam):
         for table, last, grad in zip(self.tables, self._last, grads, strict=True):
             self.state[table]["step"] += 1
             if grad is not None:
-                self._row_step(table, last, grad.coalesce())
+                self._row_step(table, last, grad)
                 table.grad = grad
         if self.tables:
             self._defer(self._group[id(self.tables[0])]["lr"])
@@ -180,19 +185,28 @@ class RowAdam(torch.optim.Adam):
     def _row_step(self, table: nn.Parameter, last: Tensor, grad: Tensor) -> None:
         state, group = self.state[table], self._group[id(table)]
         (beta1, beta2), t = group["betas"], self._base + self._steps
-        ids, g = grad.indices()[0], grad.values()
-        m = _read(state["exp_avg"], ids).lerp_(g, 1 - beta1)
-        v = _read(state["exp_avg_sq"], ids).mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        _write(state["exp_avg"], ids, m)
-        _write(state["exp_avg_sq"], ids, v)
+        read = self._pending.get(table)
+        if read is not None and torch.equal(read[0], grad._indices()[0]):
+            ids, m, v = self._pending.pop(table)
+            g = grad._values()
+        else:  # read more than once: the gradients of a row are to be added up
+            self._write_pending(table)
+            grad = grad.coalesce()
+            ids, g = grad.indices()[0], grad.values()
+            m, v = _read(state["exp_avg"], ids), _read(state["exp_avg_sq"], ids)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, ids, m)
+        state["exp_avg_sq"].index_copy_(0, ids, v)
         lower = v.sqrt_().div_((1 - beta2**t) ** 0.5).add_(group["eps"])
-        table.detach().index_add_(0, ids, m.div_(lower), alpha=-group["lr"] / (1 - beta1**t))
+        table.detach().index_add_(0, ids, m.div_(lower).mul_(-group["lr"] / (1 - beta1**t)))
         last[ids] = self._steps
 
     @torch.no_grad()
     def flush(self) -> None:
         """Bring all rows of all tables up to date: before they are read in any other way than through `rows`."""
         for table in self.tables:
+            self._write_pending(table)
             for start in range(0, len(table), 1 << 14):
                 self.catch_up(table, slice(start, start + (1 << 14)))
         self._begin()

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
-from mmrec_mrdib.models.base import is_large
 from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
 
@@ -34,6 +33,7 @@ from recbole.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
+ROWS_PAY = 32  # rows of a table for each pair of a batch, from which on it is updated by rows (docs/performance.md)
 _BAR_SECONDS = 0.25  # how often the progress bar reads the losses off the device
 
 
@@ -88,11 +88,11 @@ class MRdIBTrainer(Trainer):
         return optimizer
 
     def _row_tables(self, adam: torch.optim.Adam) -> list[torch.nn.Parameter]:
-        """Large tables of the model that can be updated by rows: not where each step has to do with all of them."""
-        size = self.config["train_batch_size"]
+        """Tables that are better updated by rows: large ones, unless each step has to do with all rows anyway."""
+        least = ROWS_PAY * self.config["train_batch_size"]
         whole = self.config["weight_decay"] or self.config["clip_grad_norm"] or self.config["enable_scaler"]
         get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "row_tables", None)
-        return [] if whole or get is None else [t for t in get() if is_large(len(t), size)]
+        return [] if whole or get is None else [t for t in get() if len(t) > least]
 
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = False, **kwargs: Any) -> Any:
         """RecBole's fit. Returns the best valid score and the best valid result."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mmrec_mrdib
+from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import ContractError
 from mmrec_mrdib.experiment.record import load_checkpoint
 from mmrec_mrdib.experiment.run import make_config, prepare
@@ -91,8 +92,14 @@ def test_rows_read_twice_in_a_step_add_up():
     torch.testing.assert_close(table, dense)
 
 
-def test_training_with_large_tables_is_training_with_dense_adam(toy, monkeypatch):
-    """The whole way through the trainer, plain and +MRdIB: 40 users and 30 items are large for batches of 8."""
+@pytest.fixture
+def rows_pay(monkeypatch):
+    """40 users and 30 items are large for batches of 8."""
+    monkeypatch.setattr(trainer_module, "ROWS_PAY", 2)
+
+
+def test_training_with_large_tables_is_training_with_dense_adam(toy, monkeypatch, rows_pay):
+    """The whole way through the trainer, plain and +MRdIB."""
     values = {"data_path": str(toy), "epochs": 3, "train_batch_size": 8, "learning_rate": 0.01}
     for model in ("VBPR", "VBPR+MRdIB"):
         by_rows = mmrec_mrdib.train(model, "toy", 1, values=values, runs=toy / "rows")
@@ -107,7 +114,7 @@ def test_training_with_large_tables_is_training_with_dense_adam(toy, monkeypatch
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
-def test_interrupted_training_with_large_tables_goes_on_as_it_would_have(toy, monkeypatch):
+def test_interrupted_training_with_large_tables_goes_on_as_it_would_have(toy, monkeypatch, rows_pay):
     values = {"data_path": str(toy), "epochs": 4, "train_batch_size": 8, "checkpoint_interval": 0}
     whole = mmrec_mrdib.train("VBPR", "toy", 1, values=values, runs=toy / "a")
     original = MRdIBTrainer._train_epoch
@@ -127,7 +134,7 @@ def test_interrupted_training_with_large_tables_goes_on_as_it_would_have(toy, mo
 @pytest.mark.parametrize(
     "values", [{"weight_decay": 0.1}, {"clip_grad_norm": {"max_norm": 1.0}}, {"train_batch_size": 64}]
 )
-def test_where_each_step_has_to_do_with_all_rows_adam_stays_dense(toy, values):
+def test_where_each_step_has_to_do_with_all_rows_adam_stays_dense(toy, values, rows_pay):
     config = make_config(
         "VBPR", "toy", 1, values={"data_path": str(toy), "checkpoint_dir": str(toy), "train_batch_size": 8, **values}
     )

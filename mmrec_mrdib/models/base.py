@@ -238,7 +238,7 @@ class MultimodalRecommender(GeneralRecommender, ABC):
 
     def row_tables(self) -> list[nn.Parameter]:
         """Tables of users or items that a training step reads by `optim.rows` alone where they are large (see `is_large`), so
-        that the trainer may bring just these rows up to date."""
+        that the trainer may update just these rows (see `optim.RowAdam`)."""
         return []
 
     def new_items(self, enc: Encoded) -> Tensor:
