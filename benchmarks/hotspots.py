@@ -73,8 +73,8 @@ def membership(users: torch.Tensor, items: torch.Tensor, sampler) -> Sides:
     return {"binary search": search, "hash filter": lambda: sampler.which_positive(users, drawn)}
 
 
-def tables(folder: Path, steps: int = 10) -> Sides:
-    """Steps of VBPR: all rows of its tables at each, or those of the batch."""
+def tables(folder: Path, steps: int = 100) -> Sides:
+    """Steps of VBPR: all rows of its tables at each, or those of the batch (and all of them at the end)."""
     sides: Sides = {}
     for name, by_rows in (("dense Adam", False), ("Adam by rows", True)):
         original = VBPR.row_tables
@@ -140,7 +140,7 @@ def main() -> int:
             "an epoch's draws looked up", alternate(membership(train.users, train.items, train.sampler), options.rounds)
         )
         del trainer, splits, train
-        show("ten steps of VBPR", alternate(tables(folder), options.rounds, warmup=1))
+        show("a hundred steps of VBPR", alternate(tables(folder), options.rounds, warmup=1))
         show(
             f"kNN graph, {options.knn_items:,} items",
             alternate(neighbours(options.knn_items), options.rounds, warmup=1),

@@ -62,7 +62,8 @@ class RowAdam(torch.optim.Adam):
         if any(group["weight_decay"] or group["amsgrad"] or group["maximize"] for group in self.param_groups):
             raise ValueError("RowAdam has no weight decay, AMSGrad or maximisation")
         nodes = (1 + np.cos(np.pi * (np.arange(self._NODES) + 0.5) / self._NODES)) / 2
-        self._nodes, self._to_powers = nodes, np.linalg.inv(np.vander(nodes, increasing=True))
+        self._nodes = torch.from_numpy(nodes)
+        self._to_powers = torch.from_numpy(np.linalg.inv(np.vander(nodes, increasing=True)).T)
         self._last: list[Tensor] = []
         # Rows that were brought up to date for the coming step: their ids, and moments that are not yet written.
         self._pending: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}
@@ -77,46 +78,39 @@ class RowAdam(torch.optim.Adam):
     def _begin(self) -> None:
         """All rows are up to date: what was deferred is counted from here."""
         self._group = {id(p): group for group in self.param_groups for p in group["params"]}
-        self._betas = (self._group[id(self.tables[0])] if self.tables else self.defaults)["betas"]
-        self._base = int(self.state[self.tables[0]]["step"]) if self.tables else 0
-        self._steps = 0  # since then
         self._pending.clear()
-        # For each step s since then: the polynomial's coefficients, and a_1.
-        self._sums = np.zeros((0, self._NODES))
-        self._past = torch.zeros(0, self._NODES + 1)
-        self._grow()
+        self._steps = 0  # since then
         for last in self._last:
             last.zero_()
+        if not self.tables:
+            return
+        self._base = int(self.state[self.tables[0]]["step"])
+        device = self.tables[0].device
+        self._beta1, self._beta2 = self._group[id(self.tables[0])]["betas"]
+        lags = torch.arange(self._TERMS, 0, -1, dtype=torch.float64, device=device)  # j
+        self._powers1, self._roots2 = self._beta1**lags, self._beta2 ** (lags / 2)
+        self._nodes, self._to_powers = self._nodes.to(device), self._to_powers.to(device)
+        # For each step s since then: a_1 and the polynomial's coefficients; the same in the precision of the tables.
+        self._sums = torch.zeros(512, self._NODES + 1, dtype=torch.float64, device=device)
+        self._past = torch.zeros(512, self._NODES + 1, device=device)
+        self._open()
 
-    def _grow(self) -> None:
-        size = max(512, 2 * len(self._sums))
-        sums = np.zeros((size, self._NODES))
-        sums[: len(self._sums)] = self._sums
-        past = torch.zeros(size, self._NODES + 1, device=self.tables[0].device if self.tables else "cpu")
-        past[: len(self._past)] = self._past
-        self._sums, self._past = sums, past
-        if not self._steps:
-            self._past[0, -1] = self._spread(np.array(self._base), np.array(1))
-
-    def _spread(self, s: np.ndarray, j: np.ndarray) -> Any:
-        """a_j."""
-        beta2 = self._betas[1]
-        return np.sqrt(beta2**j / -np.expm1((s + j) * np.log(beta2)))
+    def _open(self) -> None:
+        """From now on rows may be last at this step s."""
+        if self._steps == len(self._sums):
+            self._sums, self._past = (torch.cat([x, torch.zeros_like(x)]) for x in (self._sums, self._past))
+        self._sums[self._steps, 0] = (self._beta2 / (1 - self._beta2 ** (self._base + self._steps + 1))) ** 0.5
+        self._past[self._steps] = self._sums[self._steps]
 
     def _defer(self, lr: float) -> None:
-        """A step was made: rows that had no part in it owe one term more."""
-        beta1 = self._betas[0]
-        first = max(0, self._steps - self._TERMS)
-        since = np.arange(first, self._steps)  # s, from the last flush on
-        s, j = since + self._base, self._steps - since
-        b = lr * beta1**j / -np.expm1((s + j) * np.log(beta1))
-        bend = self._spread(s, j) / self._spread(s, np.ones_like(j)) - 1
-        terms = b[:, None] / (1 + bend[:, None] * self._nodes)
-        self._sums[first : self._steps] += terms @ self._to_powers.T
-        if self._steps >= len(self._sums):
-            self._grow()
-        self._past[first : self._steps, :-1] = torch.from_numpy(self._sums[first : self._steps]).to(self._past)
-        self._past[self._steps, -1] = float(self._spread(np.array(self._base + self._steps), np.array(1)))
+        """A step was made, the t-th of all: rows that had no part in it, last at s = t - j, owe the term j more."""
+        first, t = max(0, self._steps - self._TERMS), self._base + self._steps
+        sums, n = self._sums[first : self._steps], self._steps - first
+        bend = self._roots2[-n:] / (1 - self._beta2**t) ** 0.5 / sums[:, 0] - 1  # a_j / a_1 - 1
+        b = self._powers1[-n:] * (lr / (1 - self._beta1**t))
+        sums[:, 1:] += (b[:, None] / (1 + bend[:, None] * self._nodes)) @ self._to_powers
+        self._past[first : self._steps] = sums
+        self._open()
 
     @torch.no_grad()
     def catch_up(self, table: nn.Parameter, ids: Tensor | slice) -> None:
@@ -130,10 +124,10 @@ class RowAdam(torch.optim.Adam):
         since = _read(last, ids)
         past = self._past.index_select(0, since)
         m, v = _read(state["exp_avg"], ids), _read(state["exp_avg_sq"], ids)
-        scaled = v.sqrt().mul_(past[:, -1:])
+        scaled = v.sqrt().mul_(past[:, :1])
         lower = scaled + group["eps"]
         w = scaled.div_(lower)
-        *rest, total = past[:, :-1].split(1, dim=1)
+        *rest, total = past[:, 1:].split(1, dim=1)
         for coefficient in reversed(rest):
             total = torch.addcmul(coefficient, total, w)
         total.mul_(m).div_(lower)
@@ -185,9 +179,9 @@ class RowAdam(torch.optim.Adam):
     def _row_step(self, table: nn.Parameter, last: Tensor, grad: Tensor) -> None:
         state, group = self.state[table], self._group[id(table)]
         (beta1, beta2), t = group["betas"], self._base + self._steps
-        read = self._pending.get(table)
-        if read is not None and torch.equal(read[0], grad._indices()[0]):
-            ids, m, v = self._pending.pop(table)
+        read, places = self._pending.get(table), grad._indices()
+        if read is not None and places.data_ptr() == read[0].data_ptr() and places.shape[1] == len(read[0]):
+            ids, m, v = self._pending.pop(table)  # the rows that were read, once each
             g = grad._values()
         else:  # read more than once: the gradients of a row are to be added up
             self._write_pending(table)
