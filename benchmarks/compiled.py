@@ -10,6 +10,7 @@ from mmrec_mrdib import process
 process.settle()  # as the command line does
 
 import argparse
+import functools
 import itertools
 import time
 import warnings
@@ -46,8 +47,11 @@ def main() -> int:
         started = time.perf_counter()
         steps(compiled)
         seconds = time.perf_counter() - started
-        eager = trainer.model.step_loss
-        medians = alternate({"eager": lambda: steps(eager), "compiled": lambda: steps(compiled)}, 6)
+        sides = {
+            "eager": functools.partial(steps, trainer.model.step_loss),
+            "compiled": functools.partial(steps, compiled),
+        }
+        medians = alternate(sides, 6)
         print(
             f"{name}: {seconds:.0f} s to compile; compiled / eager {medians['compiled'] / medians['eager']:.2f}",
             flush=True,
