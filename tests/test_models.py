@@ -7,6 +7,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from mmrec_mrdib import evaluation
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import RankingSplit, rank
 from mmrec_mrdib.experiment.run import make_config, prepare
@@ -171,7 +172,7 @@ def test_soil_block_by_column_sums_is_the_default_and_another_one(golden, tmp_pa
         toy.check_scores()
 
 
-def test_metrics_golden(golden):
+def test_metrics_golden(golden, monkeypatch):
     spec = json.loads((golden / "metrics.json").read_text())
     scores = torch.from_numpy(np.load(golden / "metrics_scores.npy")).float()
     inter = torch.from_numpy(np.load(golden / "toy.npz")["inter"])
@@ -184,10 +185,13 @@ def test_metrics_golden(golden):
             return torch.nn.functional.pad(scores[interaction["user_id"] - 1], (1, 0))
 
     shifted = [(part[:, 0] + 1, part[:, 1] + 1) for part in (rest, train)]
-    for memory in (10**6, 31 * 7):  # in one block, and in blocks of seven users
+    # in one block, in blocks of seven users, and in blocks of the smallest size
+    for memory, least, blocks in ((10**6, 32, 1), (31 * 7, 1, 6), (31, 32, 2)):
+        monkeypatch.setattr(evaluation, "MIN_USERS", least)
         split = RankingSplit("test", *shifted[0], [shifted[1]], 41, 31, memory)
         means = rank(Scores(), split, ["recall", "ndcg", "precision", "map"], [5, 10, 20], "user_id").means
         assert {k: round(v, 4) for k, v in means.items()} == spec["metrics"]
+        assert len(split) == blocks
 
 
 def test_vbpr_encodes_only_the_distinct_items_of_a_small_batch(tmp_path):
