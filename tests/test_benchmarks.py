@@ -51,7 +51,7 @@ def test_generated_data_is_sound(tmp_path):
 def test_exponents_and_their_picture(tmp_path):
     sizes = np.array([1e3, 1e4, 1e5])
     assert growth.exponent(sizes, 3 * sizes**1.5) == pytest.approx(1.5)
-    row = {"model": "VBPR", "users": 10, **dict.fromkeys(growth.FIGURES, 0.0)}
+    row = {"model": "VBPR", "users": 10, **dict.fromkeys(growth.FIGURES, 0.1)}
     results = [
         row | {"interactions": int(n), "items": 0, "epoch_seconds": 1e-6 * n, "peak_gib": 1e-9 * n**2} for n in sizes
     ]
