@@ -140,7 +140,10 @@ def main() -> int:
             "an epoch's draws looked up", alternate(membership(train.users, train.items, train.sampler), options.rounds)
         )
         del trainer, splits, train
-        show("a hundred steps of VBPR", alternate(tables(folder), options.rounds, warmup=1))
+        for size in dict.fromkeys(("300K", options.size)):  # where it begins to pay, and where it does
+            if not (scratch / size).is_dir():
+                generate(scratch / size, *SIZES[size])
+            show(f"a hundred steps of VBPR, {size}", alternate(tables(scratch / size), options.rounds, warmup=1))
         show(
             f"kNN graph, {options.knn_items:,} items",
             alternate(neighbours(options.knn_items), options.rounds, warmup=1),
