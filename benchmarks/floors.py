@@ -186,7 +186,9 @@ def freedom(splits: Any, model: Any) -> Callable[[], None]:
         degree = torch.bincount(torch.cat([u, i]), minlength=n).float().rsqrt()
         values = degree[u] * degree[i]
         places = torch.stack([torch.cat([u, i]), torch.cat([i, u])])
-        graph = torch.sparse_coo_tensor(places, values.repeat(2), (n, n)).coalesce().to_sparse_csr()
+        graph = (
+            torch.sparse_coo_tensor(places, values.repeat(2), (n, n), check_invariants=False).coalesce().to_sparse_csr()
+        )
         pruned[:] = [lambda x: _Product.apply(graph, graph, x)]
 
     def loss(user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

@@ -154,6 +154,8 @@ def plot(results: list[dict], path: Path) -> None:
                 continue  # it has none
             x = [r["interactions"] + r["items"] for r in rows]
             ax.loglog(x, [r[key] for r in rows], "o-", label=f"{model}: {slopes[model][key]:.2f}", markersize=4)
+        if not ax.lines:
+            continue
         first = [math.inf, 0.0]
         for line in ax.lines:
             first = [min(first[0], line.get_xdata()[0]), max(first[1], line.get_ydata()[0])]
