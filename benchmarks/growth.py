@@ -145,15 +145,17 @@ def plot(results: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(FIGURES), figsize=(4 * len(FIGURES), 3.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    axes.flat[-1].axis("off")
     slopes = fits(results)
-    for ax, (key, title) in zip(axes, FIGURES.items(), strict=True):
-        for model in slopes:
+    for ax, (key, title) in zip(axes.flat, FIGURES.items(), strict=False):
+        for n, model in enumerate(slopes):
             rows = [r for r in results if r["model"] == model]
             if key == "graph_seconds" and model.startswith("VBPR"):
                 continue  # it has none
             x = [r["interactions"] + r["items"] for r in rows]
-            ax.loglog(x, [r[key] for r in rows], "o-", label=f"{model}: {slopes[model][key]:.2f}", markersize=4)
+            label = f"{model}: {slopes[model][key]:.2f}"
+            ax.loglog(x, [r[key] for r in rows], "o-", color=f"C{n}", label=label, markersize=4)
         if not ax.lines:
             continue
         first = [math.inf, 0.0]
@@ -161,10 +163,10 @@ def plot(results: list[dict], path: Path) -> None:
             first = [min(first[0], line.get_xdata()[0]), max(first[1], line.get_ydata()[0])]
         x = np.array([first[0], max(r["interactions"] + r["items"] for r in results)])
         ax.loglog(x, first[1] * x / x[0], ":", color="0.6", label="linear: 1.00", zorder=0)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=11)
         ax.set_xlabel("interactions + items")
         ax.grid(alpha=0.3, which="major")
-        ax.legend(fontsize=7, title="fitted exponent", title_fontsize=7)
+        ax.legend(fontsize=8, title="fitted exponent", title_fontsize=8)
     figure.savefig(path, dpi=110)
 
 
