@@ -88,8 +88,8 @@ class NegativeSampler:
         todo = self.which_positive(users, out)
         while len(todo):
             fresh = draw(len(todo))
-            out[todo] = fresh
-            todo = todo[self.which_positive(users[todo], fresh)]
+            out.index_copy_(0, todo, fresh)
+            todo = todo.index_select(0, self.which_positive(users.index_select(0, todo), fresh))
         return out
 
 
