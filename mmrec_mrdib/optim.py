@@ -2,7 +2,7 @@
 
 Adam moves every row at every step, also the rows that got no gradient: their momentum decays and goes on pushing. For a table of a
 million rows that is most of a training's time. But what a row does without gradients is known beforehand, so it can be done later, all at once,
-when the row is next read. Nothing is approximated but for rounding (see RowAdam).
+when the row is next read: the same steps, but for rounding and for 1e-5 of the first ones (see RowAdam).
 """
 
 from __future__ import annotations
