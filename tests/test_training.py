@@ -251,3 +251,9 @@ def test_damaged_results(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"version": 1}))
     with pytest.raises(DataError, match="missing: model"):
         load_result(tmp_path)
+
+
+def test_what_does_not_change_the_result_does_not_change_the_folder(fit):
+    in_memory, on_disk = fit(epochs=1), fit(epochs=1, features_on_disk=True)
+    assert in_memory["folder"] == on_disk["folder"] and in_memory["test"] == on_disk["test"]
+    assert fit(epochs=1, learning_rate=0.5)["folder"] != in_memory["folder"]

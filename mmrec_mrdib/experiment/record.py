@@ -41,6 +41,7 @@ _VOLATILE = (
     "state",
     "checkpoint_interval",
     "threads",
+    "features_on_disk",
     "gpu_id",
     "device",
     "log_wandb",
