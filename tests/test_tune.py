@@ -15,6 +15,7 @@ from mmrec_mrdib.experiment import tune
 from tests.conftest import ROOT
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+OperationalError = pytest.importorskip("sqlalchemy.exc").OperationalError
 SPACE = {"learning_rate": [0.001, 0.01, 0.1], "reg_weight": [0.0, 0.1]}
 
 
@@ -149,6 +150,28 @@ def test_two_processes_share_one_study(toy):
     assert [p.returncode for p in both] == [0, 0]
     found = search(toy, 6, values={"epochs": 20})
     assert found.trials == 6 == sum(o.count("trial ") for o in outputs)
+
+
+def test_a_process_that_is_too_late_to_create_the_tables_opens_them(toy, monkeypatch):
+    """As seen with SQLite: two processes find an empty database, and one of them creates its tables first."""
+    original, calls = optuna.storages.RDBStorage.__init__, []
+
+    def late(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) < 3:
+            raise OperationalError("CREATE TABLE", {}, Exception("table alembic_version already exists"))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", late)
+    monkeypatch.setattr(tune.time, "sleep", lambda seconds: None)
+    assert search(toy, 1).trials == 1 and len(calls) == 3
+
+    def broken(self, *args, **kwargs):
+        raise OperationalError("SELECT", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", broken)
+    with pytest.raises(ConfigError, match=r"cannot be opened.*disk I/O error"):
+        search(toy, 1)
 
 
 def test_the_command_writes_what_a_run_can_read(toy, tmp_path, capsys):

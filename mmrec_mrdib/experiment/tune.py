@@ -33,6 +33,8 @@ from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import read_yaml
 
 logger = logging.getLogger(__name__)
+# What two processes get that both find an empty database and both create its tables: one of them is too late.
+_TOO_LATE = ("IntegrityError", "ProgrammingError", "StorageInternalError")
 _HEARTBEAT = 20  # seconds; a trial whose process was not heard of for three of them is lost
 _PROCESS, _DUPLICATE, _DIVERGED = "process", "duplicate_of", "diverged"  # of a trial
 _RETRIED = "retried"  # of the study: failed trials whose points were queued again
@@ -236,8 +238,10 @@ def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
                 ),
             )
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
-            # Two processes that both find an empty database both create its tables; one of them is too late.
-            if attempts_left and type(error).__name__ in ("IntegrityError", "ProgrammingError", "StorageInternalError"):
+            late = type(error).__name__ in _TOO_LATE or "already exists" in str(
+                error
+            )  # SQLite's OperationalError says so
+            if attempts_left and late:
                 time.sleep(0.5)
                 continue
             reason = (str(error).splitlines() or [type(error).__name__])[0]
