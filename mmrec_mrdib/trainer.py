@@ -81,13 +81,13 @@ class MRdIBTrainer(Trainer):
             groups.append({"params": estimators, "weight_decay": 0.0})
         optimizer = super()._build_optimizer(params=groups, **kwargs)
         if type(optimizer) is torch.optim.Adam:
-            if tables := self._row_tables(optimizer):
+            if tables := self._row_tables():
                 optimizer = RowAdam(optimizer.param_groups, tables)
             for group in optimizer.param_groups:  # one kernel for all other parameters; the same update
                 group["fused"] = True
         return optimizer
 
-    def _row_tables(self, adam: torch.optim.Adam) -> list[torch.nn.Parameter]:
+    def _row_tables(self) -> list[torch.nn.Parameter]:
         """Tables that are better updated by rows: large ones, unless each step has to do with all rows anyway."""
         least = ROWS_PAY * self.config["train_batch_size"]
         whole = self.config["weight_decay"] or self.config["clip_grad_norm"] or self.config["enable_scaler"]

@@ -1,5 +1,6 @@
 """Both layouts, alignment through tokens, and every refusal."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -314,3 +315,6 @@ def test_features_on_disk_are_the_same_features(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("MMREC_MRDIB_CACHE", str(toy / "toy" / "toy.inter"))
     with pytest.raises(DataError, match="MMREC_MRDIB_CACHE"):
         load(toy, features_on_disk=True)
+    if hasattr(os, "posix_fallocate"):  # more than any disk holds: told at once, not by a signal later
+        with pytest.raises(DataError, match=r"cannot hold 4000000000\.0 GB"):
+            modality.table(10**9, 10**9, tmp_path / "cache")

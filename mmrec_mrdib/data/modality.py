@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,8 @@ def table(rows: int, width: int, folder: Path | None) -> np.ndarray:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not as a signal at some later write
+                os.posix_fallocate(file.fileno(), 0, rows * width * 4)
             return np.memmap(file, dtype=np.float32, mode="w+", shape=(rows, width))
     except OSError as error:
         raise DataError(

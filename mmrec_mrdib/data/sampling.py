@@ -29,10 +29,8 @@ class NegativeSampler:
     FILTER = 16  # bytes of a table for each training interaction
     SMALL = 1 << 22  # bytes that a table of all pairs may take in any case
     BLOCK = 1 << 16  # pairs looked up at a time
-    HASHES = (
-        -7046029254386353131,
-        -4417276706812531889,
-    )  # 2^64 / golden ratio, and a second odd number, as signed ones
+    # 2^64 / golden ratio, and a second odd number, as signed ones
+    HASHES = (-7046029254386353131, -4417276706812531889)
 
     def __init__(self, users: Tensor, items: Tensor, n_items: int) -> None:
         self.n_items = n_items

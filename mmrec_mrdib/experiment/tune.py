@@ -238,9 +238,8 @@ def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
                 ),
             )
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
-            late = type(error).__name__ in _TOO_LATE or "already exists" in str(
-                error
-            )  # SQLite's OperationalError says so
+            # SQLite's is an OperationalError, as many others are: only its text tells.
+            late = type(error).__name__ in _TOO_LATE or "already exists" in str(error)
             if attempts_left and late:
                 time.sleep(0.5)
                 continue
