@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmrec_mrdib import graphs
-from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.graphs import Edges, behaviour, neighbours, segments
 
 SEEDS = range(5)
 
@@ -33,6 +33,11 @@ def random_features(seed, n=9, d=4, zero=()):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(100 + seed))
     x[[0, *zero]] = 0
     return x
+
+
+def blocks_of(monkeypatch, entries):
+    for room in (behaviour, neighbours):
+        monkeypatch.setattr(room, "BLOCK", entries)
 
 
 def cosines(x):
@@ -147,7 +152,7 @@ def test_popular_nodes_lose_their_edges_first():
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("block", [1 << 24, 1])  # in one block, and a row at a time
 def test_cooccurrence(seed, block, monkeypatch):
-    monkeypatch.setattr(graphs, "_BLOCK", block)
+    blocks_of(monkeypatch, block)
     edges = random_interactions(seed)
     a = dense(edges)
     common = (a @ a.T).fill_diagonal_(0)
@@ -165,7 +170,7 @@ def test_cooccurrence(seed, block, monkeypatch):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("block", [1 << 24, 20])
 def test_knn(seed, block, monkeypatch):
-    monkeypatch.setattr(graphs, "_BLOCK", block)
+    blocks_of(monkeypatch, block)
     x = random_features(seed)
     c = cosines(x)
     weighted, binary = torch.zeros(9, 9), torch.zeros(9, 9)
@@ -191,7 +196,7 @@ def test_knn_of_items_without_features_and_of_few_items():
 @pytest.mark.parametrize("modalities", [1, 2, 3])
 @pytest.mark.parametrize("block", [1 << 24, 60])
 def test_interest_graphs_against_dense_loops(modalities, block, monkeypatch):
-    monkeypatch.setattr(graphs, "_BLOCK", block)
+    blocks_of(monkeypatch, block)
     edges = random_interactions(3)
     features = [random_features(10 + m) for m in range(modalities)]
     taken, clipped = dense(edges), [cosines(x).clamp(min=0) for x in features]
@@ -216,7 +221,7 @@ def test_interest_graphs_against_dense_loops(modalities, block, monkeypatch):
 @pytest.mark.parametrize("n", [0, 2, 5])
 @pytest.mark.parametrize("block", [1 << 24, 20])
 def test_interest_edges_against_the_whole_pool_of_pairs(modalities, n, block, monkeypatch):
-    monkeypatch.setattr(graphs, "_BLOCK", block)
+    blocks_of(monkeypatch, block)
     edges = random_interactions(4)
     features = [random_features(20 + m) for m in range(modalities)]
     product = torch.ones(9, 9)
@@ -243,9 +248,9 @@ def test_interest_edges_against_the_whole_pool_of_pairs(modalities, n, block, mo
 def test_nothing_is_as_large_as_items_by_items(monkeypatch):
     """Every similarity block stays within its bound."""
     seen = []
-    original = graphs._cosines
-    monkeypatch.setattr(graphs, "_BLOCK", 1 << 12)
-    monkeypatch.setattr(graphs, "_cosines", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = neighbours.cosines_to_all
+    blocks_of(monkeypatch, 1 << 12)
+    monkeypatch.setattr(behaviour, "cosines_to_all", lambda *a: seen.append(original(*a)) or seen[-1])
     x = random_features(0, n=500)
     edges = random_interactions(0, n_users=40, n_items=500, share=0.02)
     graphs.knn(x, 10, True)
@@ -268,7 +273,7 @@ def test_cache_is_keyed_by_all_that_matters(cache):
     first = graphs.cached(graphs.knn, x, 3, True)
     again = graphs.cached(graphs.knn, x.clone(), 3, True)
     assert len(list(cache.iterdir())) == 1
-    assert all(torch.equal(a, b) for a, b in zip(first._tensors(), again._tensors(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors(), again.tensors(), strict=True))
     assert again.shape == first.shape
     other = x.clone()
     other[3, 1] += 1e-6
@@ -342,7 +347,7 @@ def test_native_path_against_a_loop(edges, reduce):
         "min": lambda v: v.amin(0),
     }
     truth = torch.stack([op[reduce](values[index == s]) if (index == s).any() else torch.zeros(3) for s in range(14)])
-    torch.testing.assert_close(graphs._native_reduce(values, index, 14, reduce), truth)
+    torch.testing.assert_close(segments._native_reduce(values, index, 14, reduce), truth)
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
@@ -350,7 +355,7 @@ def test_both_paths_agree_in_value_and_gradient(edges, reduce):
     pytest.importorskip("torch_scatter", reason="torch-scatter is not built here")
     values, index = edges
     results = []
-    for path in (graphs._native_reduce, graphs.segment_reduce):
+    for path in (segments._native_reduce, graphs.segment_reduce):
         x = values.clone().requires_grad_()
         out = path(x, index, 14, reduce)
         out.square().sum().backward()
@@ -408,9 +413,9 @@ def test_tiny_catalogues_have_approximate_neighbours_too():
 def test_the_method_is_chosen_by_size(monkeypatch):
     built = []
     for name in ("knn", "approximate_knn"):
-        monkeypatch.setattr(graphs, name, name)
-    monkeypatch.setattr(graphs, "cached", lambda build, *args: built.append(build))
-    monkeypatch.setattr(graphs, "EXACT_UP_TO", 10)
+        monkeypatch.setattr(neighbours, name, name)
+    monkeypatch.setattr(neighbours, "cached", lambda build, *args: built.append(build))
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 10)
     for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
         graphs.nearest(torch.ones(items, 2), 3, True, method)
     assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]

@@ -33,7 +33,7 @@ class SOIL(MGCN):
     """MGCN with item-item graphs that know the users' interests and user-item graphs with second-order interest edges.
 
     Item-item graph of m: L(interest_graph) + L(kNN_k(X^m)); user-item graph: A + 1/2 the normalised `interest_edges`, the same for
-    its block R (see `graphs.py` for the three). side = (sum_m c^m - common) / (M + 1), without preference gates.
+    its block R (see `graphs/` for the three). side = (sum_m c^m - common) / (M + 1), without preference gates.
     Loss: BPR + lambda L2 as MGCN's (0 in the paper) + c (InfoNCE(side_i, content_i) + InfoNCE(side_u, content_u))
     + c2 (InfoNCE(all_u, content_i) + InfoNCE(all_u, side_i)) over the positives of the batch. M >= 2: of a single
     modality nothing is left beside what it has in common with itself. p_u^m = R q^m.
