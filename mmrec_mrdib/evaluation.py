@@ -177,7 +177,7 @@ class NewItems:
 
 
 class Unimodal:
-    """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, z_i^m>.
+    """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, q_i^m>.
 
     Args:
         model: keeps the contract, in evaluation mode, and has a view of its users through the modality.
@@ -187,8 +187,7 @@ class Unimodal:
     def __init__(self, model: Any, modality: str) -> None:
         self.model = model
         with torch.no_grad():
-            self.users = model.evaluation_embeddings().user_views[modality]
-            self.items = model.encode_items().mean[modality]
+            self.users, self.items = model.evaluation_embeddings().views[modality]
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         return self.users[interaction[self.model.USER_ID]] @ self.items.T

@@ -133,10 +133,10 @@ def test_scores_are_standardised_within_each_user():
     torch.manual_seed(0)
     z, p = torch.randn(31, 4), torch.randn(5, 4)
     every = torch.cartesian_prod(torch.arange(5), torch.arange(1, 31))
-    scores = diagnostics.modality_scores({"m": p}, {"m": z}, every[:, 0], every[:, 1])["m"].view(5, 30)
+    scores = diagnostics.modality_scores({"m": (p, z)}, every[:, 0], every[:, 1])["m"].view(5, 30)
     raw = p @ z[1:].T
     torch.testing.assert_close(scores, (raw - raw.mean(1, keepdim=True)) / raw.std(1, correction=0, keepdim=True))
-    nobody = diagnostics.modality_scores({"m": torch.zeros(5, 4)}, {"m": z}, every[:, 0], every[:, 1])["m"]
+    nobody = diagnostics.modality_scores({"m": (torch.zeros(5, 4), z)}, every[:, 0], every[:, 1])["m"]
     assert nobody.isfinite().all()
 
 

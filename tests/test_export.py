@@ -97,11 +97,16 @@ def test_embeddings_make_the_scores(fitted, tmp_path, model):
     names = export.write_embeddings(trained, tmp_path / "e.npz")
     with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    assert set(arrays) == {*names, "user_ids", "item_ids"} and {"item_a", "item_b", "user_a", "user_b"} <= set(names)
+    assert set(arrays) == {*names, "user_ids", "item_ids"} and {
+        "item_a",
+        "item_b",
+        "view_users_a",
+        "view_items_b",
+    } <= set(names)
     scores = pd.DataFrame(arrays["users"] @ arrays["items"].T, arrays["user_ids"], arrays["item_ids"])
     for row in trained.recommend(["5", "9"], k=3).itertuples():
         assert scores.loc[row.user, row.item] == pytest.approx(row.score, abs=1e-5)
-    assert len(arrays["item_a"]) == 30 and len(arrays["user_a"]) == 40
+    assert len(arrays["item_a"]) == 30 and len(arrays["view_users_a"]) == 40
 
 
 def test_a_recbole_model_has_no_embeddings_to_export(fitted):

@@ -273,7 +273,7 @@ def test_dualgnn_listens_to_users_with_common_items(tmp_path):
         assert len(ids) == 3 and common[user, ids].min() >= common[user].topk(3).values.min()
         torch.testing.assert_close(weights[user, ids], torch.softmax(common[user, ids], 0))
     emb = model.evaluation_embeddings()
-    fused = sum(model.fusion[:, n, None] * view for n, view in enumerate(emb.user_views.values()))
+    fused = sum(model.fusion[:, n, None] * view for n, (view, _) in enumerate(emb.views.values()))
     torch.testing.assert_close(emb.users, fused + weights @ fused)
 
 

@@ -74,9 +74,8 @@ def test_a_unimodal_score_is_the_inner_product(runs):
     model = trained.model
     view = Unimodal(model, "b")
     users = torch.tensor([3, 1])
-    expected = (
-        model.evaluation_embeddings().user_views["b"][users] @ model.backbone.encoders["b"](model.features("b")).T
-    )
+    of_users, of_items = model.evaluation_embeddings().views["b"]
+    expected = of_users[users] @ of_items.T
     torch.testing.assert_close(view.full_sort_predict({model.USER_ID: users}), expected)
 
 

@@ -193,8 +193,9 @@ class Trained:
 
     @torch.no_grad()
     def embeddings(self) -> dict[str, np.ndarray]:
-        """Arrays by name: `users` and `items` (what scores are inner products of), `item_<modality>` (means of z^m) and
-        `user_<modality>` (the user's view through a modality, where the model has one); one row an id, padding left out.
+        """Arrays by name: `users` and `items` (what scores are inner products of), `item_<modality>` (means of z^m),
+        and `view_users_<modality>` and `view_items_<modality>` (users and items as that modality alone sees them, where the model has such
+        views: their inner products are its score); one row an id, padding left out.
 
         Raises:
             ConfigError: the model is one of RecBole's, whose embeddings have no common form.
@@ -204,7 +205,8 @@ class Trained:
         emb, enc = self.model.evaluation_embeddings(), self.model.encode_items()
         tables: dict[str, Tensor] = {"users": emb.users, "items": emb.items}
         tables |= {f"item_{m}": mean for m, mean in enc.mean.items()}
-        tables |= {f"user_{m}": view for m, view in emb.user_views.items()}
+        for m, (of_users, of_items) in emb.views.items():
+            tables |= {f"view_users_{m}": of_users, f"view_items_{m}": of_items}
         return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
 
 
@@ -348,7 +350,7 @@ def write_embeddings(trained: Trained, path: Path) -> list[str]:
     arrow = pyarrow()
     path.mkdir(parents=True, exist_ok=True)
     for name, table in arrays.items():
-        ids = user_ids if name.startswith("user") else item_ids
+        ids = user_ids if "users" in name else item_ids
         vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(table.ravel()), table.shape[1])
         temporary = path / f".{name}.tmp"
         arrow.parquet.write_table(arrow.table({"id": arrow.array(ids.tolist()), "vector": vectors}), temporary)

@@ -38,11 +38,11 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
         raise ConfigError(f"{folder}: {result['model']} has no modality representations to report on")
     model.eval()
     emb, enc = model.evaluation_embeddings(), model.encode_items()
-    lacking = [m for m in enc.mean if m not in emb.user_views]
+    lacking = [m for m in enc.mean if m not in emb.views]
     if lacking:
         raise ConfigError(f"{folder}: {result['model']} has no view of its users through {', '.join(lacking)}")
     z = {m: mean.detach().cpu() for m, mean in enc.mean.items()}
-    views = {m: emb.user_views[m].detach().cpu() for m in z}
+    views = {m: (emb.views[m][0].detach().cpu(), emb.views[m][1].detach().cpu()) for m in z}
     best = next(e for e in result["epochs"] if e["epoch"] == result["best_epoch"])
     items = _trained_items(trained)
     out = {
@@ -59,7 +59,7 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
         "redundancy": diagnostics.redundancy({m: x[items] for m, x in z.items()}, seed),
     }
     users, chosen, relevant = _pairs(trained, seed)
-    scores = diagnostics.modality_scores(views, z, users, chosen)
+    scores = diagnostics.modality_scores(views, users, chosen)
     out["decomposition"] = diagnostics.decompose(scores, relevant, seed=seed)
     if pictures:
         out["tsne"] = _tsne({m: x[items] for m, x in z.items()}, seed)

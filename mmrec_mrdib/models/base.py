@@ -55,14 +55,14 @@ class Embeddings:
 
     Attributes:
         users: (Q, d') and items: (R, d'); the score is their inner product unless the model says otherwise.
-        user_views: modality -> (Q, d): users as seen through one modality alone, p_u^m, in the space of z^m; empty
-            where the model has none.
+        views: modality -> ((Q, d), (R, d)): users and items as seen through one modality alone, p_u^m and q_i^m, both in one
+            space, so that <p_u^m, q_i^m> is what the modality alone says; empty where the model has none.
         extra: further tensors that the model's losses need.
     """
 
     users: Tensor
     items: Tensor
-    user_views: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 

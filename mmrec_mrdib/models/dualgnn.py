@@ -37,7 +37,7 @@ class DualGNN(MultimodalRecommender):
     rep_u = sum_m w_um rep_u^m, plus the mean of rep_v over the n_neighbours users v with most items in common with u, weighted by
     the softmax of those numbers; rep_i = sum_m rep_i^m; s(u, i) = <rep_u, rep_i>.
     Loss: mean -log2 sigmoid(s_ui - s_uj) + lambda (sum_m mean of (P_u^m)^2 over the batch + mean w^2). M >= 1.
-    p_u^m = rep_u^m. Under MRdIB the rate acts on z^m before it is brought to length 1: of a sample, only the direction goes on.
+    Views: rep_u^m and rep_i^m. Under MRdIB the rate acts on z^m before it is brought to length 1: of a sample, only the direction goes on.
 
     Deviations: users with fewer than n_neighbours keep a short list (public code fills it up by drawing from it anew each
     epoch, which moves the weights at random and makes an evaluation depend on when it is done); the final table is made
@@ -64,15 +64,15 @@ class DualGNN(MultimodalRecommender):
         self.fusion = nn.Parameter(torch.softmax(weights, 1))  # w_um; a softmax at the start only
 
     def propagate(self, enc: Encoded) -> Embeddings:
-        views: dict[str, Tensor] = {}
+        views: dict[str, tuple[Tensor, Tensor]] = {}
         users = items = None
         for n, (m, z) in enumerate(enc.z.items()):
             x = rep = F.normalize(torch.cat([self.preferences[m], z]))
             for _ in range(self.n_layers):
                 x = self.graph(x)
                 rep = rep + x
-            views[m], of_items = rep.split([self.n_users, self.n_items])
-            weighted = self.fusion[:, n, None] * views[m]
+            of_users, of_items = views[m] = rep.split([self.n_users, self.n_items])
+            weighted = self.fusion[:, n, None] * of_users
             users = weighted if users is None else users + weighted
             items = of_items if items is None else items + of_items
         assert users is not None and items is not None

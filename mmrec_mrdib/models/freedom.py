@@ -54,7 +54,7 @@ class FREEDOM(MultimodalRecommender):
     s(u, i) = <e_u, e_i + h_i>. Each epoch keeps floor((1 - rho) |E|) edges, drawn with probability proportional to
     1 / sqrt(deg_u deg_i), normalised anew; evaluation uses all.
     Loss: BPR + lambda sum_m BPR(<e_u, z^m>), z^m = W_m x^m + b_m. M >= 1.
-    p_u^m = e_u. The modality representations reach the score through that second term alone, and it is the very term that MRdIB calls
+    Views: <e_u, z_i^m>. The modality representations reach the score through that second term alone, and it is the very term that MRdIB calls
     unique: MRdIB's `unique_weight` adds to lambda.
 
     The trainer announces each epoch (`before_epoch`); RecBole's own Trainer does not, and then all edges are used.
@@ -110,7 +110,7 @@ class FREEDOM(MultimodalRecommender):
         items = items + h
         if enc.items is not None:
             items = gather_rows(items, enc.items)
-        return Embeddings(users, items, dict.fromkeys(enc.z, users))
+        return Embeddings(users, items, {m: (users, z) for m, z in enc.z.items()})
 
     def new_items(self, enc: Encoded) -> Tensor:
         return functools.reduce(torch.add, enc.z.values())  # <e_u, z^m>, as the auxiliary losses train it

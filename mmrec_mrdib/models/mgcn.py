@@ -73,7 +73,7 @@ class MGCN(MultimodalRecommender):
     side = (sum_m separate^m + common) / (M + 1); s(u, i) = <all_u, all_i>, all = content + side.
     Loss: BPR + lambda / 2 (|u|^2 + |i|^2 + |j|^2) / B + c (InfoNCE(side_i, content_i) + InfoNCE(side_u, content_u)) over the
     positives of the batch. M >= 1: with one modality, common is c^1 and the fuser and the preference gate, which could not
-    matter, are left out. p_u^m = R q^m.
+    matter, are left out. Views: R q^m and q^m, after the item-item graph.
 
     Deviations: raw features are frozen (`trainable_features` for public code's way). Negative cosines of the graphs count as 0.
     """
@@ -125,16 +125,16 @@ class MGCN(MultimodalRecommender):
     def propagate(self, enc: Encoded) -> Embeddings:
         content = propagate_mean(self.graph, torch.cat([self.users, self.items]), self.settings.n_layers)
         views: dict[str, Tensor] = {}
-        user_views: dict[str, Tensor] = {}
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for m, z in enc.z.items():
             q = self.purifiers[m](self.items, z)
             for _ in range(self.settings.n_item_layers):
                 q = self.item_graphs[m](q)
-            user_views[m] = self.user_item(q)
-            views[m] = torch.cat([user_views[m], q])
+            pairs[m] = (self.user_item(q), q)
+            views[m] = torch.cat(pairs[m])
         side = self.side(content, views)
         users, items = (content + side).split([self.n_users, self.n_items])
-        return Embeddings(users, items, user_views, {"content": content, "side": side})
+        return Embeddings(users, items, pairs, {"content": content, "side": side})
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}

@@ -49,7 +49,7 @@ class MMGCN(MultimodalRecommender):
     x_0^m = rows of [P^m ; z^m] at length 1, z^m = W_m x^m + b_m; then `Layer`s, whose neighbourhood mean is D^-1 A both ways and
     whose id table E_id is shared by the modalities. s(u, i) = <mean_m x_u^m, mean_m x_i^m>.
     Loss: BPR + lambda (mean E_id^2 of the batch's users and items + mean P^2). M >= 1.
-    p_u^m = the user rows of modality m's output. Under MRdIB the rate acts on z^m before it is brought to length 1: of a
+    Views: the user and item rows of modality m's output. Under MRdIB the rate acts on z^m before it is brought to length 1: of a
     sample, only the direction goes on.
 
     Deviations: all tables train (a widespread implementation registers neither P^m nor E_id as parameters) and every
@@ -81,8 +81,10 @@ class MMGCN(MultimodalRecommender):
                 x = layer(x, self.ids, self.mean)
             outputs[m] = x
         fused = torch.stack(list(outputs.values())).mean(0)
-        users, items = fused.split([self.n_users, self.n_items])
-        return Embeddings(users, items, {m: x[: self.n_users] for m, x in outputs.items()})
+        sizes = [self.n_users, self.n_items]
+        users, items = fused.split(sizes)
+        views = {m: x.split(sizes) for m, x in outputs.items()}
+        return Embeddings(users, items, views)
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}

@@ -36,7 +36,7 @@ class SOIL(MGCN):
     its block R (see `graphs/` for the three). side = (sum_m c^m - common) / (M + 1), without preference gates.
     Loss: BPR + lambda L2 as MGCN's (0 in the paper) + c (InfoNCE(side_i, content_i) + InfoNCE(side_u, content_u))
     + c2 (InfoNCE(all_u, content_i) + InfoNCE(all_u, side_i)) over the positives of the batch. M >= 2: of a single
-    modality nothing is left beside what it has in common with itself. p_u^m = R q^m.
+    modality nothing is left beside what it has in common with itself. Views: R q^m and q^m, as MGCN's.
 
     Deviations: raw features are frozen. Negative cosines count as 0 (public code's sums turn negative and its loss NaN where features
     are signed). The interest edges' block is normalised by the sums of its rows and columns; public code takes the users' sums for both,

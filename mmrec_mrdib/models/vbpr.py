@@ -28,7 +28,7 @@ class VBPR(MultimodalRecommender):
     """s(u, i) = <gamma_u, gamma_i> + <theta_u, z_i>, z_i = sum_m z_i^m, z_i^m = W_m x_i^m + b_m (eq. 4 of the paper).
 
     Loss: BPR + lambda (||user rows||_F + ||positive rows||_F + ||negative rows||_F) / B, rows of the batch, in both halves.
-    p_u^m = theta_u for every modality. M >= 1.
+    Views: <theta_u, z_i^m>. M >= 1.
 
     Deviations: the paper has one modality, item biases and a visual bias; they are left out, as in the MMRec line. The linear
     map of the concatenated features is written as a sum of one map a modality, initialised with the joint fan-in.
@@ -61,9 +61,9 @@ class VBPR(MultimodalRecommender):
     def propagate(self, enc: Encoded) -> Embeddings:
         gamma = self.items if enc.items is None else rows(self.items, enc.items)
         users = self.users if enc.users is None else rows(self.users, enc.users)
-        z = functools.reduce(torch.add, enc.z.values())
+        fused = functools.reduce(torch.add, enc.z.values())
         theta = users[:, self.width :]
-        return Embeddings(users, torch.cat([gamma, z], dim=1), dict.fromkeys(enc.z, theta))
+        return Embeddings(users, torch.cat([gamma, fused], dim=1), {m: (theta, z) for m, z in enc.z.items()})
 
     def new_items(self, enc: Encoded) -> Tensor:
         z = functools.reduce(torch.add, enc.z.values())

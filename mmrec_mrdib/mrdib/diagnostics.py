@@ -88,21 +88,19 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
     return out
 
 
-def modality_scores(
-    views: Mapping[str, Tensor], z: Mapping[str, Tensor], users: Tensor, items: Tensor
-) -> dict[str, Tensor]:
-    """s_m(u, i) = <p_u^m, z_i^m> of the pairs, (N,) by modality, brought to mean 0 and standard deviation 1 over all items for each user:
+def modality_scores(views: Mapping[str, tuple[Tensor, Tensor]], users: Tensor, items: Tensor) -> dict[str, Tensor]:
+    """s_m(u, i) = <p_u^m, q_i^m> of the pairs, (N,) by modality, brought to mean 0 and standard deviation 1 over all items for each user:
     what counts is where a user's item stands among the items, not how large the user's scores are.
 
     Args:
-        views: modality -> (U, d) p_u^m; z: modality -> (I, d), both with the padding row.
+        views: modality -> ((U, d), (I, d)): users and items as the modality alone sees them, both with the padding row.
         users, items: (N,) ids.
     """
     out = {}
-    for m, table in z.items():
+    for m, (of_users, table) in views.items():
         known = table[1:].double()
         mean, cov = known.mean(0), torch.cov(known.T, correction=0)
-        p = views[m][users].double()
+        p = of_users[users].double()
         std = ((p @ cov) * p).sum(1).clamp_min(1e-24).sqrt()
         out[m] = ((p * (table[items].double() - mean)).sum(1) / std).float()
     return out

@@ -78,10 +78,11 @@ class MRdIB(MultimodalRecommender):
     |---|---|---|
     | rate | sum_m E_i KL(q(z^m given x_i^m) to N(0, I)) | distinct items of the batch |
     | redundant | mean over pairs of I(z^m; z^m'), by `mi_estimator` | distinct items of the batch |
-    | unique | sum_m BPR of <p_u^m, z_i^m> | pairs of the batch |
+    | unique | sum_m BPR of <p_u^m, q_i^m> | pairs of the batch |
     | synergistic | BPR of s(u, i), weighted by how wrong every modality alone is (ours, off by default) | pairs of the batch |
 
-    p_u^m is the backbone's own view of the user through a modality; where it has none, a table owned by the plug-in.
+    p_u^m and q_i^m are the backbone's own views of users and items through a modality; where it has none, p_u^m is a table owned by
+    the plug-in and q_i^m is z_i^m.
     Any number of modalities; with one, L_R is 0. A term whose weight is 0 is not computed. With `weighting: auto` alpha_1 to alpha_3
     set themselves (see AutoWeights). Prediction is the backbone's, with means, and costs what the backbone's costs.
 
@@ -123,7 +124,7 @@ class MRdIB(MultimodalRecommender):
         self.own_views = nn.ParameterDict()
         if settings.unique_weight or settings.synergy_weight:
             backbone.eval()
-            offered = backbone.evaluation_embeddings().user_views
+            offered = backbone.evaluation_embeddings().views
             backbone.train()
             for m, d in widths.items():
                 if m not in offered:
@@ -171,12 +172,14 @@ class MRdIB(MultimodalRecommender):
 
     def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
-        views = self._views(emb, enc.users)
-        return {m: batch.margins(views[m], z, enc) for m, z in enc.z.items()}
+        return {m: batch.margins(*pair, enc) for m, pair in self._views(enc, emb).items()}
 
-    def _views(self, emb: Embeddings, users: Tensor | None) -> dict[str, Tensor]:
-        own = {m: table if users is None else gather_rows(table, users) for m, table in self.own_views.items()}
-        return {**own, **emb.user_views}
+    def _views(self, enc: Encoded, emb: Embeddings) -> dict[str, tuple[Tensor, Tensor]]:
+        own = {
+            m: (table if enc.users is None else gather_rows(table, enc.users), enc.z[m])
+            for m, table in self.own_views.items()
+        }
+        return {**own, **emb.views}
 
     # Everything else is the backbone's.
 
@@ -205,7 +208,7 @@ class MRdIB(MultimodalRecommender):
 
     def evaluation_embeddings(self) -> Embeddings:
         emb = self.backbone.evaluation_embeddings()
-        return dataclasses.replace(emb, user_views=self._views(emb, None))
+        return dataclasses.replace(emb, views=self._views(self.encode_items(), emb))
 
     def predict(self, interaction: Any) -> Tensor:
         return self.backbone.predict(interaction)
