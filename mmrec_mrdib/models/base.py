@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +193,8 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     """
 
     input_type = InputType.PAIRWISE
+    z_in_score: ClassVar[Literal["yes", "as a gate", "through the graph", "no"]]
+    """How z^m reaches the score s(u, i). Where it does not, whatever is added to z can only regularise."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

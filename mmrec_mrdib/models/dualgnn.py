@@ -44,6 +44,8 @@ class DualGNN(MultimodalRecommender):
     anew for each evaluation (there it is the last training step's).
     """
 
+    z_in_score = "yes"
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = DualGNNSettings.from_config(config)

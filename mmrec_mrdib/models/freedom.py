@@ -63,6 +63,8 @@ class FREEDOM(MultimodalRecommender):
     the others share 0.1, as in the paper; without a modality named text, all are equal.
     """
 
+    z_in_score = "no"
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = FREEDOMSettings.from_config(config)

@@ -78,6 +78,7 @@ class MGCN(MultimodalRecommender):
     Deviations: raw features are frozen (`trainable_features` for public code's way). Negative cosines of the graphs count as 0.
     """
 
+    z_in_score = "as a gate"
     settings_class: ClassVar[type[MGCNSettings]] = MGCNSettings
     settings: MGCNSettings
 

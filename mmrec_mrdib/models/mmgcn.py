@@ -56,6 +56,8 @@ class MMGCN(MultimodalRecommender):
     modality is projected to width d (there the first to 256, the others not at all), so that <p_u^m, z_i^m> is defined.
     """
 
+    z_in_score = "yes"
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = MMGCNSettings.from_config(config)

@@ -34,6 +34,8 @@ class VBPR(MultimodalRecommender):
     map of the concatenated features is written as a sum of one map a modality, initialised with the joint fan-in.
     """
 
+    z_in_score = "yes"
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = VBPRSettings.from_config(config)
