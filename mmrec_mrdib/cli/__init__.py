@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 1 done in part (a run diverged, a user is unknown), 2 a mistake the user can mend, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     process.settle()
     if arguments and arguments[0] in COMMANDS:

@@ -18,7 +18,7 @@ from mmrec_mrdib import registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
-from mmrec_mrdib.errors import CheckpointError, ConfigError
+from mmrec_mrdib.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
@@ -119,7 +119,8 @@ def train(
         resume: go on from an interrupted run of the same configuration, or return its result when it is complete.
 
     Returns:
-        The content of result.json, with the run folder under 'folder'.
+        The content of result.json, with the run folder under 'folder'. Its 'state' is 'complete', or 'diverged at epoch n' where a loss became
+        NaN after a good epoch: then metrics are that epoch's, and 'error' says which loss.
 
     Raises:
         MRdIBError: something the caller can mend.
@@ -160,6 +161,11 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             trainer.fit(splits.train, splits.valid)
         except KeyboardInterrupt as error:
             raise Interrupted(_saved(folder)) from error
+        except NonFiniteLossError as error:
+            if trainer.best_epoch < 0:  # nothing to keep
+                raise
+            trainer.diverged = error
+            logger.warning("%s. Epoch %d, the best so far, is kept", error, trainer.best_epoch)
         finally:
             trainer.tensorboard.close()
         result = _finish(config, splits, trainer, folder, fingerprint, started)
@@ -216,6 +222,7 @@ def _finish(
     best = next(e for e in epochs if e["epoch"] == trainer.best_epoch)
     result = {
         "version": record.RESULT_VERSION,
+        **record.state(trainer.diverged, len(epochs)),
         "model": name,
         "backbone": config["backbone"] or config["model"],
         "plugin": registry.PLUGIN if config["model"] == registry.PLUGIN else None,
