@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # e.g. `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:  # a folder that is a file, no permission, a full disk
+            print(f"error: {error.filename or arguments[0]}: {error.strerror or error}", file=sys.stderr)
+            return 2
     parser = argparse.ArgumentParser(
         prog="mmrec-mrdib",
         description="MRdIB for multimodal recommenders on RecBole (arXiv 2509.20225).",

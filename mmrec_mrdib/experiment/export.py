@@ -282,14 +282,22 @@ def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
 
 def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
     """The Config of a run, from its record."""
-    values = result["config"]
-    root = Path(data_path) if data_path is not None else Path(values["data_path"]).parent
-    fresh = make_config(result["model"], result["dataset"], result["seed"], values={"data_path": str(root)})
+    values, name = result["config"], result["dataset"]
+    then = Path(values["data_path"])
+    where = {"data_path": str(data_path if data_path is not None else then.parent)}
+    if data_path is None and not then.is_dir():
+        if name not in paths.BUILTIN_DATASETS:
+            raise DataError(
+                f"no data set '{name}' in {then.parent}, where this run was trained; say where it is now with --data_path=FOLDER "
+                f"(data_path=FOLDER in Python), the folder that holds '{name}'"
+            )
+        where = {}  # another installation's copy
+    fresh = make_config(result["model"], name, result["seed"], values=where)
     leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
     changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
     # Text is read as YAML: quoted, it stays text.
     overrides = {k: json.dumps(v) if isinstance(v, str) else v for k, v in changed.items()}
-    return make_config(result["model"], result["dataset"], result["seed"], values=overrides | {"data_path": str(root)})
+    return make_config(result["model"], name, result["seed"], values=overrides | where)
 
 
 # Writing.

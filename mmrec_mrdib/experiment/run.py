@@ -145,7 +145,10 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
         _check_new_items(model)
     if not resume:
         _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
     config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
