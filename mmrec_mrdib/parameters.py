@@ -240,7 +240,7 @@ def check_together(config: Any, given: Mapping[str, Any], pairs: bool) -> None:
         )
     if "wandb_project" in given and not config["log_wandb"]:
         raise ConfigError(f"--wandb_project={given['wandb_project']}: no effect without --log_wandb=true")
-    if pairs and given.get("threshold"):
+    if pairs and given.get("threshold") is not None:
         raise ConfigError(f"--threshold={given['threshold']}: no effect here: {config['model']} is trained on pairs of items, not on labels")
     if pairs and config["train_neg_sample_args"]["distribution"] == "none":
         raise ConfigError(
