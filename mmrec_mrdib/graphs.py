@@ -38,7 +38,9 @@ try:
 except (ImportError, OSError):  # OSError: built against another PyTorch
     torch_scatter = None
 
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta: here, where nobody listens
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0), (1, 1))
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 1  # raise it when a builder below computes something else
 _BLOCK = 1 << 24  # entries of a dense block, 64 MB of float32

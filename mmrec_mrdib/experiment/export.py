@@ -16,7 +16,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from mmrec_mrdib import paths, registry
+from mmrec_mrdib import paths, process, registry
 from mmrec_mrdib.data import modality
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
@@ -233,6 +233,7 @@ class Trained:
         )
 
 
+@process.as_found()
 def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
     """The model of a complete run folder.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmrec_mrdib import registry
+from mmrec_mrdib import process, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
@@ -129,6 +129,7 @@ def train(
     return run(make_config(model, dataset, seed, config_files, values), Path(runs), resume)
 
 
+@process.as_found()
 def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     """`train` with a ready Config."""
     started = time.perf_counter()
@@ -143,12 +144,12 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     model = _seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None:
         _check_new_items(model)
-    if not resume:
-        _clear(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
+    if not resume:
+        _clear(folder)
     config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
@@ -175,6 +176,7 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     return result | {"folder": str(folder)}
 
 
+@process.as_found()
 def best_on_valid(
     config: Config, folder: Path, on_evaluation: Callable[[int, float], None] | None = None
 ) -> MRdIBTrainer:
