@@ -69,7 +69,7 @@ def recommend(folder: Path, users: int, items: int) -> dict[str, float]:
     # In a process of its own, whose children are this command alone.
     code = (
         "import json; from benchmarks.data import measured; "
-        f"print(json.dumps(measured(['recommend', {str(run)!r}, '--exclude-seen', '--output', {str(folder / 'r.csv')!r}])))"
+        f"print(json.dumps(measured(['recommend', {str(run)!r}, '--output', {str(folder / 'r.csv')!r}])))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     return {"users": users, "items": items, **json.loads(done.stdout.splitlines()[-1])}

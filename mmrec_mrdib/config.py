@@ -5,7 +5,8 @@ The only file that knows `recbole.config`. What differs from RecBole's class, an
 - the command line is given by the caller; RecBole's reads `sys.argv` of whatever program it is part of;
 - text becomes a value through YAML's safe subset; RecBole's calls `eval` on it;
 - an unknown key is an error that names the nearest valid ones; RecBole's accepts it and ignores it;
-- values are checked against the type of their default;
+- values are checked against the type of their default, and parameters without effect are refused (`parameters.py`);
+- the environment is left as it is: `CUDA_VISIBLE_DEVICES` is the caller's;
 - models come from our registry, defaults from `properties/` laid over RecBole's;
 - the lists of RecBole's argument names are copied before they are extended.
 
@@ -16,30 +17,34 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from mmrec_mrdib import compat, paths, registry
+from mmrec_mrdib import compat, parameters, paths, registry
+from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import ConfigError, did_you_mean
-from mmrec_mrdib.evaluation import PER_USER, RECBOLE_ONLY
 from mmrec_mrdib.schema import Loader, read_yaml
 
 compat.activate()
 
 import recbole.config
-from recbole.utils import ModelType
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.utils import get_dataloader
+from recbole.utils import InputType, ModelType
 
-# RecBole would pickle whole data sets for these; we never unpickle.
-_REFUSED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
-_SEVERAL_PROCESSES = ("nproc", "world_size")  # of one training; RecBole's values for none: 1 and -1
+logger = logging.getLogger(__name__)
+
 # Keys that RecBole reads without giving them a default in its property files.
 _RECBOLE_EXTRA = (
     "model",
     "dataset",
     "config_files",
+    "device",
     "encoding",
     "nproc",
     "ip",
@@ -47,6 +52,9 @@ _RECBOLE_EXTRA = (
     "world_size",
     "offset",
 )
+
+
+_VERBATIM = ("field_separator", "seq_separator")  # a comma, a blank: text that YAML takes for a sign
 
 
 class Config(recbole.config.Config):
@@ -79,7 +87,11 @@ class Config(recbole.config.Config):
             super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(str(error)) from error
-        _check_evaluation(self)
+        given, inter = self.external_config_dict, self._dataset_folder / f"{dataset}.inter"
+        pairs = self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and get_dataloader(self, "train") is TrainDataLoader
+        parameters.check_together(self, given, pairs)
+        fixed = not self["benchmark_filename"] and inter.is_file() and mmrec.is_mmrec(inter)
+        parameters.check_layout(self, given, self.internal_config_dict, fixed, str(self._dataset_folder))
 
     # Seams of RecBole's constructor, in the order in which it calls them.
 
@@ -91,7 +103,8 @@ class Config(recbole.config.Config):
         return Loader
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
-        return {key: parse_value(key, value) for key, value in config_dict.items()}
+        # Copies: RecBole fills mappings such as eval_args with its defaults, in place.
+        return {key: parse_value(key, copy.deepcopy(value)) for key, value in config_dict.items()}
 
     def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -131,7 +144,7 @@ class Config(recbole.config.Config):
         self.internal_config_dict: dict[str, Any] = {}
         for file in files:
             if file is not None and file.is_file():
-                self.internal_config_dict |= read_yaml(file)
+                self.internal_config_dict |= copy.deepcopy(_shipped(file))
         beside_the_data = self._dataset_folder / f"{dataset}.yaml"
         if beside_the_data.is_file():
             values = read_yaml(beside_the_data)
@@ -140,27 +153,60 @@ class Config(recbole.config.Config):
         self._check_keys(self.external_config_dict, model)
         self.internal_config_dict["MODEL_TYPE"] = model_class.type
 
-    def _check_keys(self, values: Mapping[str, Any], model: str, where: str = "") -> None:
-        known = known_keys() | set(self.internal_config_dict) | {"backbone"}
+    def _check_keys(self, values: dict[str, Any], model: str, where: str = "") -> None:
+        """Refuse unknown keys and wrong values, and bring lists to their form."""
+        known = known_keys() | set(self.internal_config_dict)
+        named = {"model": model, "dataset": self.dataset}
+        if model == registry.PLUGIN:
+            named["model"] = named["backbone"] = self.variable_config_dict.get("backbone", values.get("backbone"))
+        for source in (values, self.file_config_dict, self.cmd_config_dict):
+            for key in named.keys() & source.keys():
+                if source[key] not in (named[key], model):
+                    raise ConfigError(f"{where}--{key}={source[key]}: no effect here: {named[key]} is named already; leave it out")
         for key, value in values.items():
+            if key in named:
+                continue
             if key not in known:
                 raise ConfigError(f"{where}unknown parameter '{key}' for {model}.{did_you_mean(str(key), known)}")
-            if key in _REFUSED and value:
-                raise ConfigError(f"{where}{key} is not supported: it stores pickled objects, never loaded here")
-            if key in _SEVERAL_PROCESSES and value not in (None, 1, -1):
-                raise ConfigError(
-                    f"{where}--{key}={value}: one model is trained by one process: batches, graphs and estimators here know no ranks "
-                    "(RecBole's distributed mode would need a sampler and gradients shared between them). To use more "
-                    "cores train several models at a time: mmrec-mrdib leaderboard --jobs N"
-                )
-            _check_type(key, value, self.internal_config_dict.get(key))
+            default = self.internal_config_dict.get(key)
+            values[key] = parameters.shaped(key, value, default)
+            parameters.check(key, values[key], default, model, where)
 
     def _set_default_parameters(self) -> None:
         self.final_config_dict.setdefault("data_path", "")
         super()._set_default_parameters()
-        self.final_config_dict["data_path"] = str(self._dataset_folder)
-        if not self.final_config_dict["use_gpu"]:
-            self.final_config_dict["gpu_id"] = ""
+        self.final_config_dict["data_path"] = str(self._dataset_folder.absolute())  # found again from any folder
+
+    def _init_device(self) -> None:
+        """RecBole's sets CUDA_VISIBLE_DEVICES for the whole process; here `gpu_id` counts the visible ones."""
+        final, given = self.final_config_dict, self.external_config_dict
+        final |= {"single_spec": True, "local_rank": 0}
+        wanted, gpu = final["device"], str(final["gpu_id"]).strip()
+        if wanted not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"--device={wanted}: expected auto, cpu or cuda; --gpu_id says which GPU")
+        if wanted == "cuda" and not (final["use_gpu"] and gpu):
+            raise ConfigError(f"--device=cuda: not with --use_gpu={final['use_gpu']} and --gpu_id='{gpu}'")
+        if not gpu.isdigit() and gpu not in ("", "-1"):
+            raise ConfigError(f"--gpu_id={gpu}: expected the number of one GPU: a model is trained on one device")
+        use = wanted != "cpu" and final["use_gpu"] and gpu.isdigit()
+        count = torch.cuda.device_count() if use and torch.cuda.is_available() else 0
+        if use and count and int(gpu) >= count:
+            raise ConfigError(f"--gpu_id={gpu}: {count} GPUs are visible; expected a number from 0 to {count - 1}")
+        if use and not count:
+            if wanted == "cuda":
+                raise ConfigError("--device=cuda: PyTorch finds no GPU here; --device=cpu, or install a build of PyTorch that fits the driver")
+            if given.get("use_gpu") or "gpu_id" in given:
+                logger.warning("--use_gpu, --gpu_id: PyTorch finds no GPU here; training on the CPU")
+        if final["enable_scaler"] and not count:
+            logger.warning("--enable_scaler: no effect without a GPU")
+        final["gpu_id"] = gpu if count else ""
+        final["device"] = torch.device("cuda", int(gpu)) if count else torch.device("cpu")
+
+
+@functools.cache
+def _shipped(file: Path) -> dict[str, Any]:
+    """A property file of RecBole or ours, which does not change while the program runs."""
+    return read_yaml(file)
 
 
 @functools.cache
@@ -169,7 +215,7 @@ def known_keys() -> frozenset[str]:
     ours, recboles = paths.properties_dir(), paths.recbole_dir() / "properties"
     keys = set(_RECBOLE_EXTRA)
     for file in (recboles / "overall.yaml", recboles / "dataset/sample.yaml", ours / "overall.yaml"):
-        keys |= set(read_yaml(file))
+        keys |= set(_shipped(file))
     for group in ("general", "training", "evaluation", "dataset"):
         keys |= set(getattr(recbole.config.configurator, f"{group}_arguments"))
     return frozenset(keys)
@@ -177,7 +223,7 @@ def known_keys() -> frozenset[str]:
 
 def parse_value(key: str, value: Any) -> Any:
     """Text as the value it denotes in YAML ('0.1', 'true', '[5, 10]', 'null'); other types as they are."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or key in _VERBATIM:
         return value
     if value == "None":  # Python's; 'none' is a word (feature_norm: none), null and ~ are YAML's
         return None
@@ -185,56 +231,3 @@ def parse_value(key: str, value: Any) -> Any:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})") from error
-
-
-_AT_LEAST_ONE = ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step")
-
-
-def _check_type(key: str, value: Any, default: Any) -> None:
-    """Refuse e.g. text where the default is a number. A default of None says nothing about the type."""
-    if value is None or default is None:
-        return
-    wanted: tuple[type, ...]
-    kind: Any = default  # matching on `default` itself would narrow its type for good
-    match kind:
-        case bool():
-            wanted, name = (bool,), "true or false"
-        case int():
-            wanted, name = (int,), "a whole number"
-        case float():
-            wanted, name = (int, float), "a number"
-        case dict():
-            wanted, name = (dict,), "a mapping such as {key: value}"
-        case _:
-            return
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        raise ConfigError(f"--{key}={value!r}: expected {name}, as in the default {default!r}")
-    _check_range(key, value)
-
-
-def _check_range(key: str, value: Any) -> None:
-    if key in _AT_LEAST_ONE and value < 1:
-        raise ConfigError(f"--{key}={value}: expected 1 or more")
-    if key == "learning_rate" and value <= 0:
-        raise ConfigError(f"--{key}={value}: expected a number above 0")
-
-
-def _check_evaluation(config: Config) -> None:
-    ranking = PER_USER + RECBOLE_ONLY
-    for metric in config["metrics"]:
-        if metric.lower() not in ranking:
-            raise ConfigError(
-                f"metrics: '{metric}' is not a metric of full ranking.{did_you_mean(metric, ranking)} "
-                f"Known: {', '.join(ranking)}"
-            )
-    name, at, k = str(config["valid_metric"]).partition("@")
-    metrics = {m.lower() for m in config["metrics"]}
-    if name.lower() not in metrics or not at or not k.isdigit() or int(k) not in config["topk"]:
-        raise ConfigError(
-            f"valid_metric={config['valid_metric']}: expected one of metrics={list(config['metrics'])} "
-            f"at one of topk={list(config['topk'])}, as in {config['metrics'][0]}@{config['topk'][0]}"
-        )
-    if set(config["eval_args"]["mode"].values()) != {"full"}:
-        raise ConfigError(f"eval_args.mode={config['eval_args']['mode']}: only full ranking is supported (mode: full)")
-    if str(config["learner"]).lower() not in ("adam", "adamw", "sgd", "adagrad", "rmsprop"):
-        raise ConfigError(f"learner={config['learner']}: expected adam, adamw, sgd, adagrad or rmsprop")

@@ -12,6 +12,11 @@ from torch.autograd.function import once_differentiable
 from mmrec_mrdib.graphs import full_precision, gather_rows
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """x, in float32 where mixed precision has made it a half-precision tensor: what losses are computed from."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def margin(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """(B,) s(u, i) - s(u, j) of inner products, from (B, d) rows of the pairs' users and items."""
     return (users * (positive - negative)).sum(-1)
@@ -24,7 +29,7 @@ def bpr(margins: Tensor, weight: Tensor | None = None) -> Tensor:
         margins: (B,) s_ui - s_uj.
         weight: (B,) factors of the terms, or None.
     """
-    losses = F.softplus(-margins)
+    losses = F.softplus(-at_least_single(margins))
     return (losses if weight is None else losses * weight).mean()
 
 

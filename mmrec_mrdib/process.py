@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -23,6 +25,31 @@ def settle() -> None:
         if mallopt is not None:
             mallopt(_TRIM_THRESHOLD, 2**31 - 1)
             mallopt(_MMAP_MAX, 0)
+
+
+@contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """What a training sets for the whole process is put back at its end: random number generators, PyTorch's threads, cuDNN's choices.
+    Also a decorator (`@as_found()`)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags = cudnn.benchmark, cudnn.deterministic
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002: RecBole seeds it
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.benchmark, cudnn.deterministic = flags
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])  # noqa: NPY002
+        torch.set_rng_state(generators[2])
+        if on_gpu is not None:
+            torch.cuda.set_rng_state_all(on_gpu)
 
 
 def release() -> None:

@@ -22,7 +22,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from tqdm import tqdm
 
 from mmrec_mrdib import compat
-from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError
+from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
 from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
@@ -49,16 +49,19 @@ class MRdIBTrainer(Trainer):
         on_evaluation: called with (epoch, valid score) after each evaluation; an exception of it ends the training.
         history: one dict an epoch: 'epoch', 'seconds', 'losses' (mean a batch of each part), 'logs', 'valid', 'eval_seconds'.
         best_epoch: epoch with the best valid metric so far, or -1.
+        diverged: what ended the training after its best epoch, or None; set by who called `fit`.
     """
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
+        self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
         self.settings = TrainingSettings.from_config(config)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch = -1
+        self.diverged: NonFiniteLossError | None = None
         self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
         self._best_state: dict[str, Tensor] | None = None
         self._last_written = -math.inf
@@ -98,6 +101,7 @@ class MRdIBTrainer(Trainer):
         """RecBole's fit. Returns the best valid score and the best valid result."""
         self._train_data = train_data
         if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:  # resumed at its end
+            self.eval_collector.data_collect(train_data)  # what RecBole's metrics need to know of the training
             return self.best_valid_score, self.best_valid_result
         with _between_batches() as self._interrupted:
             return super().fit(train_data, valid_data, verbose=verbose, callback_fn=self._after_epoch, **kwargs)
@@ -139,6 +143,7 @@ class MRdIBTrainer(Trainer):
         if isinstance(self.optimizer, RowAdam):
             self.optimizer.flush()
         meter.check(epoch_idx)
+        self._check_parameters(epoch_idx)
         means = meter.means()
         losses = {k: means[k] for k in meter.parts}
         record = {
@@ -248,7 +253,7 @@ class MRdIBTrainer(Trainer):
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "batch_rng": generator.get_state() if generator is not None else None,
         }
         save_checkpoint(path, state)
@@ -275,7 +280,7 @@ class MRdIBTrainer(Trainer):
         self.history = state["history"]
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         if state["batch_rng"] is not None and train_data is not None:
             train_data.generator.set_state(state["batch_rng"].cpu())
 
@@ -294,6 +299,19 @@ class MRdIBTrainer(Trainer):
         if isinstance(losses, tuple):
             return {f"loss_{n}": loss.squeeze() for n, loss in enumerate(losses, 1)}, {}
         return {"loss": losses.squeeze()}, {}
+
+    def _check_parameters(self, epoch: int) -> None:
+        """The last step of an epoch may be the one that diverges: its loss was finite, and what it left would be ranked."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        if not named:
+            return
+        finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()
+        broken = [name for (name, _), good in zip(named, finite, strict=True) if not good]
+        if broken:
+            raise NonFiniteLossError(
+                f"{listed(broken, 3)} became NaN or infinite in the last batches of epoch {epoch}; lower --learning_rate, or "
+                "check the scale of the features (--feature_norm=standard)"
+            )
 
     def _estimator_parameters(self) -> list[torch.nn.Parameter]:
         get: Callable[[], list[torch.nn.Parameter]] | None = getattr(self.model, "mi_parameters", None)

@@ -44,8 +44,8 @@ def test_refusals(key, value, message):
 
 def test_values_are_never_evaluated(tmp_path):
     marker = tmp_path / "executed"
-    config = make(encoding=f"open({str(marker)!r}, 'w')")
-    assert not marker.exists() and config["encoding"].startswith("open(")
+    config = make(NEG_PREFIX=f"open({str(marker)!r}, 'w')")
+    assert not marker.exists() and config["NEG_PREFIX"].startswith("open(")
 
 
 def test_the_command_line_of_the_host_program_is_ignored(monkeypatch):
@@ -79,6 +79,12 @@ def test_yaml_beside_the_data_is_read_and_checked(toy):
     file.write_text("modalitys: [b]\n")
     with pytest.raises(ConfigError, match=r"toy\.yaml: unknown parameter 'modalitys'.*modalities"):
         Config("VBPR", "toy", config_dict={"data_path": str(toy)})
+
+
+def test_the_values_of_the_caller_do_not_change():
+    values = {"eval_args": {"order": "RO"}, "train_neg_sample_args": {}}
+    Config("BPR", "ml-100k", config_dict=values)
+    assert values == {"eval_args": {"order": "RO"}, "train_neg_sample_args": {}}
 
 
 def test_recboles_argument_lists_do_not_grow():

@@ -20,6 +20,7 @@ VALUES = {"epochs": 2, "topk": [5], "valid_metric": "Recall@5", "embedding_size"
 def fitted(toy, tmp_path):
     def call(model="VBPR+MRdIB", **values):
         values = VALUES | {"data_path": str(toy), "modalities": "a,b"} | values
+        values = {k: v for k, v in values.items() if v is not None}
         return train(model, "toy", 3, values=values, runs=tmp_path / "runs")["folder"]
 
     return call
@@ -109,9 +110,22 @@ def test_embeddings_make_the_scores(fitted, tmp_path, model):
     assert len(arrays["item_a"]) == 30 and len(arrays["view_users_a"]) == 40
 
 
-def test_a_recbole_model_has_no_embeddings_to_export(fitted):
-    with pytest.raises(ConfigError, match="BPR: only multimodal models"):
-        load(fitted("BPR")).embeddings()
+# as trained; after propagation; several layers' tables propagated
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "DGCF"])
+def test_embeddings_of_recboles_models_make_their_scores(fitted, model):
+    trained = load(fitted(model, epochs=1))
+    arrays = trained.embeddings()
+    assert set(arrays) == {"users", "items"} and len(arrays["users"]) == 40 and len(arrays["items"]) == 30
+    scores = pd.DataFrame(arrays["users"] @ arrays["items"].T, trained.users[1:], trained.items[1:])
+    for row in trained.recommend(["5", "9"], k=3).itertuples():
+        assert scores.loc[row.user, row.item] == pytest.approx(row.score, abs=1e-5)
+
+
+# cosines of something else than its tables; a network over the whole history
+@pytest.mark.parametrize(("model", "size"), [("SimpleX", 8), ("MultiDAE", None)])
+def test_scores_that_are_no_inner_products_are_not_exported(fitted, model, size):
+    with pytest.raises(ConfigError, match=f"{model}: its scores are no inner products"):
+        load(fitted(model, epochs=1, embedding_size=size)).embeddings()
 
 
 def test_what_cannot_be_loaded(fitted, toy, tmp_path):
@@ -150,18 +164,20 @@ def read(path):
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
-def test_recommend_command(fitted, tmp_path, capsys, kind):
+def test_recommend_command(fitted, toy, tmp_path, capsys, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
     folder, out = fitted(), tmp_path / f"recs.{kind}"
     (tmp_path / "users.txt").write_text("4\n\n12\nnobody\n")
     arguments = ["recommend", folder, "--users", str(tmp_path / "users.txt"), "--top", "3", "--output", str(out)]
-    assert cli.main([*arguments, "--exclude-seen"]) == 1
+    assert cli.main(arguments) == 1  # seen items are left out, as in Python
     error = capsys.readouterr().err
     assert "1 users unknown" in error and "nobody" in error
     truth = load(folder).recommend(["4", "12"], 3)
     assert read(out) == [(r.user, r.item, pytest.approx(r.score)) for r in truth.itertuples()]
     assert cli.main(["recommend", folder, "--output", str(out)]) == 0
+    assert not {(user, item) for user, item, _ in read(out)} & history(toy)[0]
+    assert cli.main(["recommend", folder, "--no-exclude-seen", "--output", str(out)]) == 0
     assert len(read(out)) == 40 * 20 and {p.name for p in tmp_path.glob("*recs*")} == {out.name}
 
 
@@ -196,6 +212,7 @@ def test_mistakes(fitted, tmp_path, capsys):
         (["recommend", str(tmp_path / "no"), "--output", str(tmp_path / "r.csv")], "no such result"),
         (["recommend", folder, "--users", str(empty), "--output", str(tmp_path / "r.csv")], "no user ids"),
         (["recommend", folder, "--users", str(tmp_path / "x"), "--output", str(tmp_path / "r.csv")], "cannot be read"),
+        (["recommend", folder, "--exclude-seen", "--new-items", str(tmp_path), "--output", str(tmp_path / "r.csv")], "leave one"),
         (["recommend", folder, "--top", "0", "--output", str(tmp_path / "r.csv")], "--top=0"),
         (["export", folder, "--output", str(tmp_path / "e.csv")], "ends in .npz"),
     ):

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmrec_mrdib import load_checkpoint, load_result, train
+from mmrec_mrdib import cli, load_checkpoint, load_result, train
 from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank
+from mmrec_mrdib.experiment import leaderboard
 from mmrec_mrdib.experiment import run as run_module
 from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
+from mmrec_mrdib.registry import BASELINES, MODELS
 from mmrec_mrdib.trainer import MRdIBTrainer
 
 TOPK = {"topk": [2, 5], "valid_metric": "Recall@5", "train_batch_size": 64, "embedding_size": 8}
@@ -108,9 +110,35 @@ def test_test_split_is_read_once_at_the_best_epoch(fit, monkeypatch):
 
 
 def test_plateau_ends_training(fit, monkeypatch):
-    """RecBole counts a tie as an improvement; only a better value counts here."""
+    """RecBole counts a tie as an improvement, and waits for one evaluation more than it is told; here only a better value counts, and
+    three evaluations without are three."""
     result = fit(model="VBPR", learning_rate=1e-12, epochs=50, stopping_step=3)
-    assert result["best_epoch"] == 0 and len(result["epochs"]) == 5
+    assert result["best_epoch"] == 0 and len(result["epochs"]) == 4
+    assert len(fit(model="VBPR", learning_rate=1e-12, epochs=50, stopping_step=1)["epochs"]) == 2
+
+
+# ItemCoverage is RecBole's: it must know of the training data also where no epoch is left to train
+@pytest.mark.parametrize("end", [{"epochs": 4}, {"epochs": 50, "stopping_step": 3}])
+def test_a_run_interrupted_at_its_very_end_resumes_to_the_same_result(fit, monkeypatch, end):
+    values = {"model": "VBPR", "learning_rate": 1e-12, "metrics": "[Recall, ItemCoverage]", **end}
+    whole = fit(runs="whole", **values)
+    monkeypatch.setattr(run_module, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(**values)
+    monkeypatch.undo()
+    assert outcome(fit(resume=True, **values)) == outcome(whole)
+    assert len(whole["epochs"]) == 4 and 0 < whole["test"]["itemcoverage@5"] <= 1
+
+
+@pytest.mark.parametrize("model", [*MODELS, *BASELINES, "BPR"])
+def test_mixed_precision_trains(toy, tmp_path, model):
+    plug = {"weighting": "auto", "synergy_weight": 0.1} if model in MODELS else {}
+    values = {"data_path": str(toy), "epochs": 1, "train_batch_size": 64, "embedding_size": 8, **plug}
+    losses = []
+    for amp in (True, False):
+        config = make_config(f"{model}+MRdIB" if plug else model, "toy", 3, values={**values, "enable_amp": amp})
+        losses.append(run_module.best_on_valid(config, tmp_path / str(amp)).history[0]["losses"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=1e-3)
 
 
 def test_epochs_between_evaluations(fit):
@@ -147,6 +175,53 @@ def test_non_finite_loss_names_the_term(fit, monkeypatch):
     monkeypatch.setattr(plugin, "rate", lambda kl, present=None: kl.sum() * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"rate.*in epoch 0, batch 0"):
         fit()
+
+
+def breaks_at(monkeypatch, epoch, what):
+    """Training goes wrong in the given epoch, by its loss or by what its last step does to the parameters."""
+    stock = MRdIBTrainer._train_epoch
+
+    def train_epoch(self, data, index, **kwargs):
+        if index == epoch and what == "loss":
+            monkeypatch.setattr("mmrec_mrdib.models.vbpr.bpr", lambda margins: margins.mean() * float("nan"))
+        if index == epoch and what == "parameters":
+            next(iter(self.model.parameters())).register_post_accumulate_grad_hook(
+                lambda p: setattr(p, "grad", p.grad * float("inf"))
+            )
+        return stock(self, data, index, **kwargs)
+
+    monkeypatch.setattr(MRdIBTrainer, "_train_epoch", train_epoch)
+
+
+@pytest.mark.parametrize("what", ["loss", "parameters"])
+def test_what_diverges_late_keeps_its_best_epoch(fit, monkeypatch, what):
+    fit = functools.partial(fit, "VBPR", stopping_step=50, train_batch_size=4096)  # one batch: nothing comes after its step
+    good = fit(epochs=3, runs="good")
+    breaks_at(monkeypatch, 3, what)
+    result = fit(epochs=6)
+    assert result["state"] == "diverged at epoch 3" and "NaN or infinite" in result["error"]
+    assert outcome(result) == outcome(good) and good["state"] == "complete"
+    folder = run_module.Path(result["folder"])
+    assert load_result(folder)["state"] == "diverged at epoch 3" and not (folder / "last.pt").exists()
+    assert {"best.pt", "per_user.npz", "curves.png"} <= {p.name for p in folder.iterdir()}
+    monkeypatch.undo()
+    assert fit(epochs=6, resume=True)["state"] == "diverged at epoch 3"  # as it would again
+
+
+def test_a_diverged_run_is_told_by_the_exit_code_and_fails_on_a_board(fit, toy, tmp_path, monkeypatch, capsys):
+    breaks_at(monkeypatch, 2, "loss")
+    arguments = [f"--{k}={v}" for k, v in ({"data_path": toy, "epochs": 6, **TOPK, **VBPR_REG}).items()]
+    command = ["train", "--model", "VBPR", "--dataset", "toy", "--baseline", "--seeds", "3", "--runs", str(tmp_path / "runs")]
+    assert cli.main([*command, *arguments]) == 1
+    told = capsys.readouterr()
+    assert "error: VBPR, seed 3: diverged at epoch 2 (loss term bpr became NaN" in told.err and "recall@5" in told.out
+    monkeypatch.undo()
+    payload = {
+        "kind": "train", "model": "VBPR", "dataset": "toy", "seed": 3, "config_files": [], "runs": str(tmp_path / "runs"),
+        "values": {"data_path": str(toy), "epochs": 6, **TOPK, **VBPR_REG},
+    }  # fmt: skip
+    with pytest.raises(NonFiniteLossError, match="diverged at epoch 2"):
+        leaderboard.work(payload)
 
 
 def test_learning_rate_scheduler(fit, monkeypatch):

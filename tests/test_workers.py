@@ -71,6 +71,26 @@ def test_errors_and_deaths_touch_nobody_else():
     assert [outcomes[f"good {n}"]["value"] for n in range(6)] == [0, 1, 4, 9, 16, 25]
 
 
+def test_a_worker_that_dies_while_idle_is_nobodys_failure():
+    pool = LocalPool(TASK, 2)
+    first = run_all(pool, {str(x): {"do": "square", "x": x} for x in range(4)})
+    for pid in {outcome["pid"] for outcome in first.values()}:
+        os.kill(pid, signal.SIGKILL)
+    for worker in pool.idle:
+        worker.process.join()
+    second = run_all(pool, {str(x): {"do": "square", "x": x} for x in range(4)})
+    pool.close()
+    assert {k: o["value"] for k, o in second.items()} == {str(x): x**2 for x in range(4)}
+    assert not {o["pid"] for o in first.values()} & {o["pid"] for o in second.values()}
+
+
+def test_a_worker_that_dies_at_birth_fails_its_task_alone():
+    pool = LocalPool("no.such.module:task", 1)
+    outcomes = run_all(pool, {"a": {}, "b": {}})
+    pool.close()
+    assert all(isinstance(o, Failure) and "no" in o.reason for o in outcomes.values())
+
+
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = (
         "import sys\nfrom mmrec_mrdib.experiment.workers import LocalPool\n"

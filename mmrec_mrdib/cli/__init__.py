@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 1 done in part (a run diverged, a user is unknown), 2 a mistake the user can mend, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     process.settle()
     if arguments and arguments[0] in COMMANDS:
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # e.g. `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:  # a folder that is a file, no permission, a full disk
+            print(f"error: {error.filename or arguments[0]}: {error.strerror or error}", file=sys.stderr)
+            return 2
     parser = argparse.ArgumentParser(
         prog="mmrec-mrdib",
         description="MRdIB for multimodal recommenders on RecBole (arXiv 2509.20225).",

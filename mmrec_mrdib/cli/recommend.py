@@ -14,10 +14,11 @@ from mmrec_mrdib.errors import ConfigError, DataError
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="mmrec-mrdib recommend",
-        description="Write the items of highest score for each user, in original ids, with scores.",
+        description="Write the items of highest score for each user, in original ids, with scores. Items that the user has in any split are\n"
+        "left out unless --no-exclude-seen is given (as exclude_seen=False in Python).",
         epilog="examples:\n"
         "  mmrec-mrdib recommend runs/MGCN+MRdIB-baby-1-0a1b2c3d --top 20 --output recs.csv\n"
-        "  mmrec-mrdib recommend RUN --users users.txt --exclude-seen --output recs.jsonl\n"
+        "  mmrec-mrdib recommend RUN --users users.txt --no-exclude-seen --output recs.jsonl\n"
         "  mmrec-mrdib recommend RUN --new-items new/ --output new.csv\n\n"
         "exit codes: 0 done; 1 some users are unknown (told on stderr), the others are written; 2 a mistake to mend",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
         "--users", type=Path, metavar="FILE", help="original user ids, one a line; default: all trained on"
     )
     out.add_argument("--top", type=int, default=20, metavar="K", help="items a user (default 20)")
-    out.add_argument("--exclude-seen", action="store_true", help="leave out items the user has in any split")
+    out.add_argument(
+        "--exclude-seen", action=argparse.BooleanOptionalAction, help="leave out, or keep, items the user has in any split (default: out)"
+    )  # fmt: skip
     out.add_argument(
         "--new-items", type=Path, metavar="DIR", help="rank the items of this folder instead, which the model never saw: "
         "<modality>_feat.npy and <modality>_ids.txt of every modality, scaled as the training's were (VBPR, FREEDOM)",
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     warnings_only()
     check_output_folder(options.output)
+    if options.new_items is not None and options.exclude_seen is not None:
+        raise ConfigError("--exclude-seen and --new-items: nobody has seen items that the model never saw; leave one of them out")
     wanted = None if options.users is None else read_users(options.users)
 
     from mmrec_mrdib.experiment.export import load, write_recommendations
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.new_items is not None:
         blocks = trained.new_blocks(options.new_items, known, options.top)
     else:
-        blocks = trained.blocks(known, options.top, options.exclude_seen)
+        blocks = trained.blocks(known, options.top, options.exclude_seen is not False)
     rows = write_recommendations(blocks, options.output)
     print(f"{options.output}: {rows} rows, {len(known)} users", file=sys.stderr)
     if unknown:

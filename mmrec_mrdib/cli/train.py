@@ -25,6 +25,8 @@ examples:
   run_mrdib.py --model BPR --dataset ml-100k --baseline       a general recommender of RecBole
   run_mrdib.py --model VBPR --dataset baby --data_path data --modalities=image,text --learning_rate=5e-4
 
+exit codes: 0 done; 1 a run diverged, its best epoch so far is what is shown; 2 a mistake to mend; 130 interrupted
+
 parameters:
   Any parameter of RecBole, of the model or of MRdIB is an option --key=value; an unknown one is refused, with the
   nearest names. The defaults and what they mean: properties/overall.yaml, mrdib.yaml and model/<Model>.yaml in
@@ -96,7 +98,10 @@ def main(arguments: Sequence[str]) -> int:
         many = options.compare or len(results) > 1
         record.write_json(options.output, results if many else results[0])
     _show(results, models, options.dataset)
-    return 0
+    broken = [(result, why) for result in results if (why := record.diverged(result)) is not None]
+    for result, why in broken:
+        print(f"error: {result['model']}, seed {result['seed']}: {why}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _progress(n: int, total: int, result: dict[str, Any]) -> str:

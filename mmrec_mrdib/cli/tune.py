@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.trials < 1:
         raise ConfigError(f"--trials={options.trials}: expected 1 or more")
     warnings_only()
-    seed = int(values.pop("seed", 1))
+    seed = _seed(values.pop("seed", "1"))
     folder = options.output or Path("tuned") / f"{options.model}-{options.dataset}"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output={folder}: expected a folder")
@@ -72,3 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  {key}: {value}")
     print("written:", *written)
     return 0
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise ConfigError(f"--seed={text}: expected a whole number from 0")
+    return int(text)

@@ -16,7 +16,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from mmrec_mrdib import paths, registry
+from mmrec_mrdib import paths, process, registry
 from mmrec_mrdib.data import modality
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
@@ -27,6 +27,9 @@ from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
 from mmrec_mrdib.mrdib.plugin import MRdIB
 
+_SAMPLE = 256  # users whose scores must be inner products before tables are exported
+# What RecBole's models call the tables that they score with: after propagation (LightGCN, NGCF, DGCF, SGL, ...), or as trained (BPR, ...).
+_TABLES = (("restore_user_e", "restore_item_e"), ("user_embedding", "item_embedding"))
 _SCORES = 1 << 24  # user-item scores in memory at a time: 64 MB
 # What a Config derives, or what belongs to the machine: not handed on to the Config that is made again.
 _DERIVED = (
@@ -197,11 +200,13 @@ class Trained:
         and `view_users_<modality>` and `view_items_<modality>` (users and items as that modality alone sees them, where the model has such
         views: their inner products are its score); one row an id, padding left out.
 
+        Of a model of RecBole `users` and `items` alone.
+
         Raises:
-            ConfigError: the model is one of RecBole's, whose embeddings have no common form.
+            ConfigError: the model is one of RecBole's whose scores are no inner products of a user's and an item's vector.
         """
         if not isinstance(self.model, MultimodalRecommender):
-            raise ConfigError(f"{self.result['model']}: only multimodal models have embeddings to export")
+            return dict(zip(("users", "items"), self._factors(), strict=True))
         emb, enc = self.model.evaluation_embeddings(), self.model.encode_items()
         tables: dict[str, Tensor] = {"users": emb.users, "items": emb.items}
         tables |= {f"item_{m}": mean for m, mean in enc.mean.items()}
@@ -210,6 +215,27 @@ class Trained:
         return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
 
 
+    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of a model of RecBole, by the names that its models give such tables; believed where its scores agree."""
+        model, shape = self.model, (len(self.users), len(self.items))
+        sample = torch.arange(1, min(shape[0], 1 + _SAMPLE), device=model.device)
+        try:
+            scores = model.full_sort_predict(Interaction({self.dataset.uid_field: sample})).view(len(sample), shape[1])
+        except NotImplementedError:
+            scores = None
+        for pair in _TABLES if scores is not None else ():
+            users, items = (getattr(table, "weight", table) for table in (getattr(model, name, None) for name in pair))
+            if not (isinstance(users, Tensor) and isinstance(items, Tensor)) or (len(users), len(items)) != shape:
+                continue
+            if users.shape[1] == items.shape[1] and torch.allclose(users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5):
+                return tuple(table[1:].detach().float().cpu().numpy() for table in (users, items))  # type: ignore[return-value]
+        raise ConfigError(
+            f"{self.result['model']}: its scores are no inner products of one vector a user and one an item, so there are no embeddings to "
+            "export; `recommend` works"
+        )
+
+
+@process.as_found()
 def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
     """The model of a complete run folder.
 
@@ -259,14 +285,22 @@ def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
 
 def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
     """The Config of a run, from its record."""
-    values = result["config"]
-    root = Path(data_path) if data_path is not None else Path(values["data_path"]).parent
-    fresh = make_config(result["model"], result["dataset"], result["seed"], values={"data_path": str(root)})
+    values, name = result["config"], result["dataset"]
+    then = Path(values["data_path"])
+    where = {"data_path": str(data_path if data_path is not None else then.parent)}
+    if data_path is None and not then.is_dir():
+        if name not in paths.BUILTIN_DATASETS:
+            raise DataError(
+                f"no data set '{name}' in {then.parent}, where this run was trained; say where it is now with --data_path=FOLDER "
+                f"(data_path=FOLDER in Python), the folder that holds '{name}'"
+            )
+        where = {}  # another installation's copy
+    fresh = make_config(result["model"], name, result["seed"], values=where)
     leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
     changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
     # Text is read as YAML: quoted, it stays text.
     overrides = {k: json.dumps(v) if isinstance(v, str) else v for k, v in changed.items()}
-    return make_config(result["model"], result["dataset"], result["seed"], values=overrides | {"data_path": str(root)})
+    return make_config(result["model"], name, result["seed"], values=overrides | where)
 
 
 # Writing.

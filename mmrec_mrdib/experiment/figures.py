@@ -6,11 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure  # without pyplot: the backend is the caller's, a notebook's for example
 
 _TITLES = {
     "rate": "rate by modality (nats)",
@@ -148,9 +145,8 @@ def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
     """A figure of n panels, at most `columns` in a row; those left over are empty."""
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel()[n:]:
         axis.set_axis_off()
     return figure, axes.ravel()
@@ -170,5 +166,4 @@ def _group_axis(axis: Any, title: str, names: Sequence[str]) -> None:
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return buffer.getvalue()

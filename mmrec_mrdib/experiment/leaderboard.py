@@ -22,7 +22,7 @@ import numpy as np
 
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.config import Config
-from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import display_name, make_config, prepare, run
 from mmrec_mrdib.experiment.workers import Failure, Pool
@@ -184,9 +184,13 @@ def work(payload: Mapping[str, Any]) -> dict[str, Any]:
         record.run_hash(config, _fingerprint(config)),
     )
     if (folder / "result.json").is_file():
-        return {"folder": str(folder), "seconds": 0.0}
-    result = run(config, Path(payload["runs"]), resume=True)
-    return {"folder": result["folder"], "seconds": result["total_seconds"]}
+        result, seconds = record.load_result(folder), 0.0
+    else:
+        result = run(config, Path(payload["runs"]), resume=True)
+        seconds = result["total_seconds"]
+    if (why := record.diverged(result)) is not None:  # its best epoch is kept, but is no outcome of this configuration
+        raise NonFiniteLossError(why)
+    return {"folder": str(folder), "seconds": seconds}
 
 
 _fingerprints: dict[str, str] = {}

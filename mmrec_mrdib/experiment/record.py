@@ -32,6 +32,7 @@ from mmrec_mrdib.errors import CheckpointError, DataError
 from mmrec_mrdib.paths import write_atomically
 
 RESULT_VERSION = 1
+COMPLETE = "complete"
 _REQUIRED = ("version", "model", "dataset", "seed", "config", "best_epoch", "valid", "test", "epochs")
 # Parameters that do not change what is computed: left out of the hash that names a run folder.
 _VOLATILE = (
@@ -100,6 +101,17 @@ def load_result(path: str | Path) -> dict[str, Any]:
     if missing or result["version"] != RESULT_VERSION:
         raise DataError(f"{path}: not a result of this program's version (missing: {', '.join(missing) or 'none'})")
     return result
+
+
+def state(diverged: Exception | None, epoch: int) -> dict[str, str]:
+    """'state' of a result and, where training broke down in an epoch, 'error', by what."""
+    return {"state": COMPLETE} if diverged is None else {"state": f"diverged at epoch {epoch}", "error": str(diverged)}
+
+
+def diverged(result: Mapping[str, Any]) -> str | None:
+    """'diverged at epoch 7 (<why>)' of a run that broke down after its best epoch; None of one that ended by itself."""
+    state = result.get("state", COMPLETE)
+    return None if state == COMPLETE else f"{state} ({result.get('error', '')})"
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmrec_mrdib import process
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import Unimodal, rank
 from mmrec_mrdib.experiment import record
@@ -118,6 +119,7 @@ def _tsne(z: Mapping[str, torch.Tensor], seed: int) -> dict[str, list[list[float
     return {m: np.round(part, 3).tolist() for m, part in zip(z, np.split(xy, len(z)), strict=True)}
 
 
+@process.as_found()
 def build(
     folders: Sequence[Path],
     data_path: Path | None = None,

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from mmrec_mrdib import registry
+from mmrec_mrdib import process, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
-from mmrec_mrdib.errors import CheckpointError, ConfigError
+from mmrec_mrdib.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
@@ -119,7 +119,8 @@ def train(
         resume: go on from an interrupted run of the same configuration, or return its result when it is complete.
 
     Returns:
-        The content of result.json, with the run folder under 'folder'.
+        The content of result.json, with the run folder under 'folder'. Its 'state' is 'complete', or 'diverged at epoch n' where a loss became
+        NaN after a good epoch: then metrics are that epoch's, and 'error' says which loss.
 
     Raises:
         MRdIBError: something the caller can mend.
@@ -128,6 +129,7 @@ def train(
     return run(make_config(model, dataset, seed, config_files, values), Path(runs), resume)
 
 
+@process.as_found()
 def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     """`train` with a ready Config."""
     started = time.perf_counter()
@@ -142,9 +144,12 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     model = _seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None:
         _check_new_items(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
     if not resume:
         _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
@@ -160,12 +165,18 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             trainer.fit(splits.train, splits.valid)
         except KeyboardInterrupt as error:
             raise Interrupted(_saved(folder)) from error
+        except NonFiniteLossError as error:
+            if trainer.best_epoch < 0:  # nothing to keep
+                raise
+            trainer.diverged = error
+            logger.warning("%s. Epoch %d, the best so far, is kept", error, trainer.best_epoch)
         finally:
             trainer.tensorboard.close()
         result = _finish(config, splits, trainer, folder, fingerprint, started)
     return result | {"folder": str(folder)}
 
 
+@process.as_found()
 def best_on_valid(
     config: Config, folder: Path, on_evaluation: Callable[[int, float], None] | None = None
 ) -> MRdIBTrainer:
@@ -216,6 +227,7 @@ def _finish(
     best = next(e for e in epochs if e["epoch"] == trainer.best_epoch)
     result = {
         "version": record.RESULT_VERSION,
+        **record.state(trainer.diverged, len(epochs)),
         "model": name,
         "backbone": config["backbone"] or config["model"],
         "plugin": registry.PLUGIN if config["model"] == registry.PLUGIN else None,

@@ -89,9 +89,18 @@ class LocalPool:
 
     def _start(self) -> None:
         while self.waiting and len(self.busy) < self.jobs:
-            worker = self.idle.pop() if self.idle else _Worker(self.function)
-            worker.begin(*self.waiting.popleft())
-            self.busy.append(worker)
+            self.busy.append(self._at_work(*self.waiting.popleft()))
+
+    def _at_work(self, key: str, payload: str) -> _Worker:
+        """An idle worker or a new one, with the task. Of idle ones some may have died; that is no task's failure."""
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.begin(key, payload):
+                return worker
+            worker.end()
+        worker = _Worker(self.function)
+        worker.begin(key, payload)  # one that dies as soon as it is born has its end for a result
+        return worker
 
     def next(self) -> tuple[str, dict[str, Any] | Failure]:
         by_handle: dict[Any, _Worker] = {w.connection: w for w in self.busy}
@@ -124,9 +133,14 @@ class _Worker:
         theirs.close()
         self.key = ""
 
-    def begin(self, key: str, payload: str) -> None:
+    def begin(self, key: str, payload: str) -> bool:
+        """Hand over a task; False where nobody is there to take it."""
         self.key = key
-        self.connection.send_bytes(payload.encode())
+        try:
+            self.connection.send_bytes(payload.encode())
+        except OSError:
+            return False
+        return True
 
     def result(self) -> dict[str, Any] | Failure:
         try:

@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.graphs.edges import Edges
 
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta: here, where nobody listens
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0), (1, 1))
 
 
 class SparseMatrix(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmrec_mrdib import compat
 from mmrec_mrdib.errors import ConfigError, ContractError, DataError
 from mmrec_mrdib.graphs import Edges, gather_rows
-from mmrec_mrdib.losses import margin
+from mmrec_mrdib.losses import at_least_single, margin
 
 compat.activate()
 
@@ -113,7 +113,7 @@ class Batch:
     def _gather(self, table: Tensor, ids: Tensor, encoded: Tensor | None) -> Tensor:
         def gather() -> Tensor:
             rows = ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
-            return gather_rows(table, rows)
+            return at_least_single(gather_rows(table, rows))  # what losses are made of
 
         return self._once(gather, table, ids)
 

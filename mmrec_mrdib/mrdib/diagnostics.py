@@ -22,6 +22,7 @@ from mmrec_mrdib.mrdib.pid import broja, information
 _FOLDS = 5
 _STEPS = 300
 _JUDGE_EVERY = 10
+_PERMUTATIONS = 5
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
@@ -67,7 +68,8 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
     """Dependence of each pair of modalities, 'a-b' -> measure -> value.
 
     `mine`, `mine_std`: nats, a lower bound, by a fresh network on held-out items; `gaussian`: nats, linear dependence, without
-    finite-sample bias; `cka`: 0 to 1; `cka_permuted`: what CKA gives when the rows of one are permuted, its floor at this size.
+    finite-sample bias; `gaussian_excess`: by how much it exceeds its mean over permuted rows, which know nothing of each other; `cka`: 0 to 1;
+    `cka_permuted`: what CKA gives when the rows of one are permuted, its floor at this size.
 
     Args:
         z: modality -> (R, d) representations of distinct items, row-aligned.
@@ -76,14 +78,16 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
     out = {}
     for a, b in itertools.combinations(x, 2):
         generator = torch.Generator().manual_seed(seed)
-        permuted = z[b][torch.randperm(len(z[b]), generator=generator)]
+        orders = [torch.randperm(len(z[b]), generator=generator) for _ in range(_PERMUTATIONS)]
+        gaussian, *floor = (float(GaussianMI()(x[a], y, 0.0).nats) for y in (x[b], *(x[b][order] for order in orders)))
         mine, spread = held_out(lambda dim=x[a].shape[1]: MINE(dim, 64, 0.01), x[a], x[b], seed)  # type: ignore[misc]
         out[f"{a}-{b}"] = {
             "mine": mine,
             "mine_std": spread,
-            "gaussian": float(GaussianMI()(x[a], x[b], 0.0).nats),
+            "gaussian": gaussian,
+            "gaussian_excess": gaussian - float(np.mean(floor)),
             "cka": linear_cka(z[a], z[b]),
-            "cka_permuted": linear_cka(z[a], permuted),
+            "cka_permuted": linear_cka(z[a], z[b][orders[0]]),
         }
     return out
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmrec_mrdib.losses import at_least_single
 from mmrec_mrdib.models.base import EncodingStage
 
 
@@ -71,5 +72,6 @@ class Gaussian(EncodingStage):
         mean = encoder(features)
         if not self.training:
             return mean, mean, None
-        z, kl = _Sample.apply(mean, self.heads[modality](mean), *self.bounds)
+        raw = self.heads[modality](mean)
+        z, kl = _Sample.apply(at_least_single(mean), at_least_single(raw), *self.bounds)  # a rate is a loss
         return z, mean, kl

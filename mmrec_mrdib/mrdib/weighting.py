@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrec_mrdib.graphs import full_precision
+
 TERMS = ("rate", "redundant", "unique")
 
 
@@ -80,9 +82,10 @@ class AutoWeights(nn.Module):
             terms: term -> its loss () without its weight.
             z: the representations.
         """
-        pull = _norm(rec, z)
-        for name, loss in terms.items():
-            wanted = torch.log(self.shares[name] * pull / _norm(loss, z))
+        with full_precision(rec):  # a backward pass within autocast would multiply in half precision what its forward did not
+            pull, pulls = _norm(rec, z), {name: _norm(loss, z) for name, loss in terms.items()}
+        for name, own in pulls.items():
+            wanted = torch.log(self.shares[name] * pull / own)
             now = self.log_alpha[self.terms.index(name)]
             # 0 / 0 and the like (a batch of one item has no redundancy) say nothing.
             self._move(name, torch.where(wanted.isfinite(), self.ema_rate * (wanted - now), 0.0))

@@ -6,6 +6,8 @@ class TestMyModel(ContractTests):
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +45,17 @@ def gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
     loss = model.calculate_loss(batch)
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def in_float32(value: Any) -> Any:
+    """Encoded or Embeddings with their half-precision tensors in float32."""
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {k: in_float32(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: in_float32(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
 
 
 @pytest.mark.parametrize("modalities", [1, 2, 3])
@@ -85,6 +98,29 @@ class ContractTests:
             loss.backward()
             losses.append(loss.item())
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+    def test_losses_are_in_full_precision_whatever_the_autocast(self, tmp_path: Path, modalities: int) -> None:
+        """Under mixed precision embeddings may be halves; every loss is what it is in float32 of the same embeddings."""
+        model, splits = build(self.model + "+MRdIB", tmp_path, modalities, weighting="auto", synergy_weight=0.1)
+        model.train()
+        interaction = next(iter(splits.train))
+        batch, state = model.backbone.batch(interaction), {k: v.clone() for k, v in model.state_dict().items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            halves = model.backbone.forward_batch(batch)
+        steps = []
+        for enabled in (True, False):
+            model.backbone.forward_batch = lambda batch, full=not enabled: tuple(map(in_float32, halves)) if full else halves
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                steps.append(model.step_loss(interaction))
+            if enabled:
+                steps[0].total.backward()
+                assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+                model.load_state_dict(state)  # the moving averages of estimators, the automatic weights
+        assert halves[0].rate is not None and {r.dtype for r in halves[0].rate.values()} == {torch.float32}
+        for name, value in steps[1].parts.items():
+            assert steps[0].parts[name].dtype == torch.float32
+            torch.testing.assert_close(steps[0].parts[name], value, rtol=1e-6, atol=1e-8)
 
     def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
         off = {
