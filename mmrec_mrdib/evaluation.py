@@ -176,6 +176,23 @@ class NewItems:
         return scores
 
 
+class Popularity:
+    """A model as `rank` takes it, that ranks for everyone by how many interactions an item has in training: what knows neither users
+    nor features must be beaten by what knows them.
+
+    Args:
+        items: (E,) items of the training interactions.
+        user_field: see `rank`.
+    """
+
+    def __init__(self, items: Tensor, n_items: int, user_field: str) -> None:
+        self.counts = torch.bincount(items, minlength=n_items).float()
+        self.user_field = user_field
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        return self.counts.repeat(len(interaction[self.user_field]), 1)
+
+
 class Unimodal:
     """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, z_i^m>.
 

@@ -113,6 +113,47 @@ def test_plateau_ends_training(fit, monkeypatch):
     assert result["best_epoch"] == 0 and len(result["epochs"]) == 5
 
 
+@pytest.fixture
+def popular(tmp_path):
+    """A data_path with 'hand': ten users, everyone's next item is the most popular one that they do not have yet."""
+    train = {u: [0] if u < 6 else [1] for u in range(10)} | {10: [0, 1, 2, 3, 4, 5], 11: [6, 7, 8, 9]}
+    rows = [(u, i, 0) for u, items in train.items() for i in items]
+    rows += [(u, 1 if u < 6 else 0, 1) for u in range(9)] + [(9, 9, 1)]  # item 0: seven times in train; item 1: five
+    rows += [(u, 5, 2) for u in range(10)]
+    (tmp_path / "hand").mkdir()
+    lines = ["userID\titemID\trating\tx_label", *(f"{u}\t{i}\t1\t{label}" for u, i, label in rows)]
+    (tmp_path / "hand" / "hand.inter").write_text("\n".join(lines) + "\n")
+    np.save(tmp_path / "hand" / "a_feat.npy", np.eye(10, dtype=np.float32))
+    return {"data_path": str(tmp_path), "topk": [1], "valid_metric": "Recall@1", "metrics": "[Recall, GiniIndex]"}
+
+
+def test_a_model_below_popularity_is_told(popular, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    runs, hopeless = tmp_path / "runs", {"learning_rate": 1e-12, "epochs": 1}
+    result = train("VBPR", "hand", 3, values=popular | hopeless, runs=runs)
+    assert result["popularity"] == {"recall@1": pytest.approx(0.9)} and result["valid"]["recall@1"] < 0.5
+    told = f"worse than popularity on valid: recall@1 {result['valid']['recall@1']:.4f} against 0.9000; usual causes: "
+    assert told in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": result["valid"]["recall@1"]})
+    train("VBPR", "hand", 3, values=popular | hopeless, runs=runs)  # as good as popularity
+    assert "best epoch 0" in caplog.text and "worse than popularity" not in caplog.text
+
+
+def test_early_stopping_waits_for_a_run_to_begin(popular, tmp_path, monkeypatch):
+    hopeless = {"learning_rate": 1e-12, "epochs": 50, "stopping_step": 2}
+
+    def epochs(**values):
+        return len(train("VBPR", "hand", 3, values=popular | hopeless | values, runs=tmp_path / "runs")["epochs"])
+
+    waited = epochs()
+    monkeypatch.setattr(trainer_module, "HEAD_START", 0)
+    assert waited == epochs() + 4 * 2 - 1  # the first evaluation is an improvement either way
+    monkeypatch.undo()
+    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": -1.0})  # better than that at once
+    assert epochs() == waited - (4 * 2 - 1)
+
+
 def test_epochs_between_evaluations(fit):
     result = fit(eval_step=2)
     assert ["valid" in e for e in result["epochs"]] == [False, True] * 3
