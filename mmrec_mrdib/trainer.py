@@ -53,6 +53,8 @@ class MRdIBTrainer(Trainer):
         popularity: valid metrics of ranking by popularity, set before `fit` by who knows them; see `_has_begun`.
     """
 
+    best_valid_score: float  # RecBole's
+
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
         with compat.tensorboard_in(self.folder / "tensorboard"):
