@@ -39,7 +39,7 @@ TABLES = {  # name -> data set, modalities, epochs at most
     "lfm2k-3": ("lfm2k", "text,vggish,whisper", 100),
 }
 DEFAULTS = {
-    f"defaults-{name}": (name, "", 100) for name in ("baby", "citeulike-t", "instruments18", "lfm2k", "ml-100k")
+    f"defaults-{name}": (name, "", 100) for name in ("lfm2k", "ml-100k", "baby", "citeulike-t", "instruments18")
 }
 ORDER = (
     "VBPR",
@@ -105,8 +105,8 @@ def run(cell: Cell, options: argparse.Namespace) -> tuple[Cell, float, str]:
 
 
 class ItemKNN:
-    """A model as `evaluation.rank` takes it: the score of an item is the sum of its cosines to the user's items, among the NEIGHBOURS
-    nearest of each item; an item's vector is the users who have it in training."""
+    """A model as `evaluation.rank` takes it: the score of an item is the sum of its cosines to those of its NEIGHBOURS nearest
+    that the user has; an item's vector is the users who have it in training."""
 
     def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
         self.matrix = sp.csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), (n_users, n_items))
