@@ -164,7 +164,7 @@ def defaults_table(options: argparse.Namespace) -> list[str]:
         if model in known[columns[table]]:
             outcome = known[columns[table]][model]
         elif file.is_file():
-            outcome = json.loads(file.read_text(encoding="utf-8"))[0]
+            outcome = read(file)[0]
         else:
             return "–"
         below = outcome["valid"]["recall@20"] < known[columns[table]]["Popularity"]["valid"]["recall@20"]
@@ -172,6 +172,12 @@ def defaults_table(options: argparse.Namespace) -> list[str]:
 
     lines = [f"| test Recall@20, NDCG@20 | {' | '.join(columns.values())} |", f"|{'---|' * (len(columns) + 1)}"]
     return lines + [f"| {m} | {' | '.join(cell(m, t) for t in columns)} |" for m in ("Popularity", "ItemKNN", *ORDER)]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The results in a file that `train --output` wrote: of one run it is that run's result, not a list."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, list) else [content]
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
@@ -198,7 +204,7 @@ def write(options: argparse.Namespace) -> None:
         for cell in cells(options):
             if cell.table == table and cell.output(options).is_file():
                 name = cell.name.removesuffix(f"-{table}")
-                lines.append(row(name, json.loads(cell.output(options).read_text(encoding="utf-8"))))
+                lines.append(row(name, read(cell.output(options))))
         page = put(page, table, lines)
     PAGE.write_text(page, encoding="utf-8")
 

@@ -88,7 +88,7 @@ def test_table_of_defaults(tmp_path):
 
     known = {"Popularity": outcome(0.2, 0.1), "ItemKNN": outcome(0.3, 0.2)}
     (tmp_path / "floors-ml-100k.json").write_text(json.dumps(known))
-    (tmp_path / "VBPR-defaults-ml-100k.json").write_text(json.dumps([outcome(0.1, 0.4)]))
+    (tmp_path / "VBPR-defaults-ml-100k.json").write_text(json.dumps(outcome(0.1, 0.4)))
     lines = table.defaults_table(options)
     assert lines[2:6] == [
         "| Popularity | 0.1000, 0.0500 |",
