@@ -1,12 +1,15 @@
 """Trains every backbone, plain and +MRdIB, and writes the tables of docs/benchmarks.md: `python -m benchmarks.table --data_path DIR`.
 
 A cell is one call of the command line for all seeds, with --resume: started again, the same command only does what is missing.
-Without --data_path, Last.fm-2K is left out and its tables stay as they are.
+Without --data_path, Last.fm-2K is left out and its tables stay as they are. `--tables defaults` is another table: every backbone, plain and
+untouched, on five data sets, beside popularity and ItemKNN; `--tables defaults-baby` trains one of its columns; what is not trained yet is
+a dash.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -19,7 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
+import torch
+
 from mmrec_mrdib import registry
+from mmrec_mrdib.evaluation import Popularity, rank
+from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.paths import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -28,6 +38,20 @@ TABLES = {  # name -> data set, modalities, epochs at most
     "ml-100k": ("ml-100k", "title,genre,kg", 100),
     "lfm2k-3": ("lfm2k", "text,vggish,whisper", 100),
 }
+DEFAULTS = {
+    f"defaults-{name}": (name, "", 100) for name in ("lfm2k", "ml-100k", "baby", "citeulike-t", "instruments18")
+}
+ORDER = (
+    "VBPR",
+    "FREEDOM",
+    "LightGCN",
+    "BPR",
+    "MGCN",
+    "DualGNN",
+    "MMGCN",
+    "SOIL",
+)  # of the table of defaults, and of its training
+NEIGHBOURS = 100  # of an item in ItemKNN, as in RecBole
 METRICS = ("recall@5", "recall@20", "ndcg@5", "ndcg@20")
 
 
@@ -44,15 +68,16 @@ class Cell:
         return f"{self.model}{'+MRdIB' if self.plugged else ''}-{self.table}"
 
     def command(self, options: argparse.Namespace) -> list[str]:
-        dataset, modalities, epochs = TABLES[self.table]
+        dataset, modalities, epochs = (TABLES | DEFAULTS)[self.table]
         command = [sys.executable, str(ROOT / "run_mrdib.py"), "--model", self.model, "--dataset", dataset]
         if dataset != "ml-100k":
             command += ["--data_path", options.data_path]
-        if registry.is_multimodal(self.model):
+        if modalities and registry.is_multimodal(self.model):
             command += [f"--modalities={modalities}"]
         if not self.plugged:
             command += ["--baseline"]
-        command += ["--seeds", options.seeds, f"--epochs={options.epochs or epochs}", "--resume", "--quiet"]
+        seeds = options.seeds or ("1" if self.table in DEFAULTS else "1,2,3")
+        command += ["--seeds", seeds, f"--epochs={options.epochs or epochs}", "--resume", "--quiet"]
         return [*command, "--runs", str(options.runs / "runs"), "--output", str(self.output(options))]
 
     def output(self, options: argparse.Namespace) -> Path:
@@ -60,7 +85,11 @@ class Cell:
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    for table in options.tables:
+    wanted = [table for table in DEFAULTS if {"defaults", table} & set(options.tables)]
+    for model, table in itertools.product(ORDER, wanted):
+        if not options.models or model in options.models:
+            yield Cell(table, model, False)
+    for table in (t for t in options.tables if t in TABLES):
         for model in (*(("BPR", "LightGCN") if table != "lfm2k-3" else ()), *registry.MODELS):
             for plugged in (False, True) if registry.is_multimodal(model) else (False,):
                 if not options.models or model in options.models:
@@ -73,6 +102,82 @@ def run(cell: Cell, options: argparse.Namespace) -> tuple[Cell, float, str]:
     done = subprocess.run(cell.command(options), capture_output=True, text=True, check=False, cwd=ROOT)
     error = (done.stderr.strip().splitlines() or ["no output"])[-1] if done.returncode else ""
     return cell, time.perf_counter() - started, error
+
+
+class ItemKNN:
+    """A model as `evaluation.rank` takes it: the score of an item is the sum of its cosines to those of its NEIGHBOURS nearest
+    that the user has; an item's vector is the users who have it in training."""
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
+        self.matrix = sp.csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), (n_users, n_items))
+        self.matrix.data[:] = 1.0  # a repeated interaction counts once
+        lengths = np.sqrt(np.maximum(self.matrix.sum(0).A1, 1.0))
+        unit = (self.matrix @ sp.diags(1 / lengths)).astype(np.float32).tocsc()
+        near = (unit.T @ unit).tocsr()
+        near.setdiag(0.0)
+        rows = np.repeat(np.arange(n_items), np.diff(near.indptr))
+        order = np.lexsort((-near.data, rows))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order)) - near.indptr[rows]
+        near.data[place >= NEIGHBOURS] = 0.0
+        near.eliminate_zeros()
+        self.weights = near.T.tocsr()
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        users = next(iter(interaction.interaction.values())).numpy()
+        return torch.from_numpy((self.matrix[users] @ self.weights).toarray())
+
+
+def floors(dataset: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Popularity and ItemKNN on valid and test, by name: no training."""
+    file = options.runs / f"floors-{dataset}.json"
+    if not file.is_file():
+        values = {"data_path": options.data_path} if dataset != "ml-100k" else {}
+        config = make_config("BPR", dataset, values=values | {"use_gpu": False})
+        splits = prepare(config)
+        train, users, items = splits.parts[0].inter_feat, splits.dataset.uid_field, splits.dataset.iid_field
+        size = splits.dataset.user_num, splits.dataset.item_num
+        scorers = {
+            "Popularity": Popularity(train[items], size[1], users),
+            "ItemKNN": ItemKNN(train[users].numpy(), train[items].numpy(), *size),
+        }
+        outcome = {
+            name: {
+                s.name: rank(scorer, s, ["recall", "ndcg"], [5, 20], users).means for s in (splits.valid, splits.test)
+            }
+            for name, scorer in scorers.items()
+        }
+        write_atomically(file, json.dumps(outcome, indent=1).encode())
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def defaults_table(options: argparse.Namespace) -> list[str]:
+    """Lines of the table of defaults: test Recall@20, and NDCG@20 behind it; a dash where nothing is trained."""
+    columns = {
+        table: dataset for table, (dataset, _, _) in DEFAULTS.items() if dataset == "ml-100k" or options.data_path
+    }
+    known = {dataset: floors(dataset, options) for dataset in columns.values()}
+
+    def cell(model: str, table: str) -> str:
+        file = Cell(table, model, False).output(options)
+        if model in known[columns[table]]:
+            outcome = known[columns[table]][model]
+        elif file.is_file():
+            outcome = read(file)[0]
+        else:
+            return "–"
+        below = outcome["valid"]["recall@20"] < known[columns[table]]["Popularity"]["valid"]["recall@20"]
+        return f"{outcome['test']['recall@20']:.4f}, {outcome['test']['ndcg@20']:.4f}{' (!)' if below else ''}"
+
+    lines = [f"| test Recall@20, NDCG@20 | {' | '.join(columns.values())} |", f"|{'---|' * (len(columns) + 1)}"]
+    return lines + [f"| {m} | {' | '.join(cell(m, t) for t in columns)} |" for m in ("Popularity", "ItemKNN", *ORDER)]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The results in a file that `train --output` wrote: of one run it is that run's result, not a list."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, list) else [content]
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
@@ -92,12 +197,14 @@ def write(options: argparse.Namespace) -> None:
     page = PAGE.read_text(encoding="utf-8")
     names = [m.replace("recall", "Recall").replace("ndcg", "NDCG") for m in METRICS]
     head = ["", *names, "valid Recall@20", "best epoch", "s/epoch", "peak MB"]
-    for table in options.tables:
+    if {"defaults", *DEFAULTS} & set(options.tables):
+        page = put(page, "defaults", defaults_table(options))
+    for table in (t for t in options.tables if t in TABLES):
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for cell in cells(options):
             if cell.table == table and cell.output(options).is_file():
                 name = cell.name.removesuffix(f"-{table}")
-                lines.append(row(name, json.loads(cell.output(options).read_text(encoding="utf-8"))))
+                lines.append(row(name, read(cell.output(options))))
         page = put(page, table, lines)
     PAGE.write_text(page, encoding="utf-8")
 
@@ -111,15 +218,17 @@ def put(page: str, mark: str, lines: list[str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", help="the folder that holds lfm2k/")
-    parser.add_argument("--tables", type=lambda text: text.split(","), help=f"of {', '.join(TABLES)}; default: all")
+    parser.add_argument("--data_path", help="the folder that holds lfm2k/ and the other data sets")
+    parser.add_argument(
+        "--tables", type=lambda text: text.split(","), help=f"of {', '.join(TABLES)}, defaults; default: all"
+    )
     parser.add_argument("--models", type=lambda text: text.split(","), help="default: all")
-    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--seeds", help="default: 1,2,3; of the table of defaults: 1")
     parser.add_argument("--epochs", type=int, help="at most; default: 200 for lfm2k, 100 for the others")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("benchmarks/results/table"), help="folder of results")
     options = parser.parse_args()
-    options.tables = options.tables or list(TABLES if options.data_path else ["ml-100k"])
+    options.tables = options.tables or list((*TABLES, "defaults") if options.data_path else ["ml-100k"])
     options.runs.mkdir(parents=True, exist_ok=True)
     todo, failed = list(cells(options)), 0
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -176,6 +176,25 @@ class NewItems:
         return scores
 
 
+class Popularity:
+    """A model as `rank` takes it, that ranks for everyone by how many interactions an item has in training: what knows neither users
+    nor features must be beaten by what knows them.
+
+    Args:
+        items: (E,) items of the training interactions. Of equally popular ones the smaller id comes first.
+        user_field: see `rank`.
+    """
+
+    def __init__(self, items: Tensor, n_items: int, user_field: str) -> None:
+        order = torch.bincount(items, minlength=n_items).argsort(descending=True, stable=True)
+        self.scores = torch.empty(n_items, device=items.device)
+        self.scores[order] = torch.arange(n_items, 0, -1.0, device=items.device)
+        self.user_field = user_field
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        return self.scores.repeat(len(interaction[self.user_field]), 1)
+
+
 class Unimodal:
     """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, q_i^m>.
 

@@ -125,8 +125,9 @@ class DataSettings(Settings):
     """Names of the modalities used, in this order; none: all that the data set has."""
     modality_files: dict[str, ModalityFile] = Field(default_factory=dict)
     """Modalities whose files are not named `<modality>_feat.npy` (and `<modality>_ids.txt`)."""
-    feature_norm: Literal["none", "standard", "l2"]
-    """none: as in the file (MMRec's convention); standard: each column to mean 0, std 1; l2: each row to length 1."""
+    feature_norm: Literal["none", "standard", "l2", "unit"]
+    """none: as in the file (MMRec's convention); standard: each column to mean 0, std 1; l2: each row to
+    length 1; unit: standard, then l2."""
     features_on_disk: bool
     """Whether the scaled features are mapped from a scratch file in the cache folder instead of being held in memory."""
     missing: Literal["error", "mean", "drop"]

@@ -34,6 +34,7 @@ from recbole.trainer import Trainer
 logger = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
 ROWS_PAY = 32  # rows of a table for each pair of a batch, from which on it is updated by rows (docs/performance.md)
+HEAD_START = 4  # times stopping_step: evaluations in which a run may still rank worse than popularity
 _BAR_SECONDS = 0.25  # how often the progress bar reads the losses off the device
 
 
@@ -50,7 +51,10 @@ class MRdIBTrainer(Trainer):
         history: one dict an epoch: 'epoch', 'seconds', 'losses' (mean a batch of each part), 'logs', 'valid', 'eval_seconds'.
         best_epoch: epoch with the best valid metric so far, or -1.
         diverged: what ended the training after its best epoch, or None; set by who called `fit`.
+        popularity: valid metrics of ranking by popularity, set before `fit` by who knows them; see `_has_begun`.
     """
+
+    best_valid_score: float  # RecBole's
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
@@ -62,6 +66,7 @@ class MRdIBTrainer(Trainer):
         self.history: list[dict[str, Any]] = []
         self.best_epoch = -1
         self.diverged: NonFiniteLossError | None = None
+        self.popularity: Mapping[str, float] = {}
         self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
         self._best_state: dict[str, Tensor] | None = None
         self._last_written = -math.inf
@@ -163,7 +168,16 @@ class MRdIBTrainer(Trainer):
         if score == self.best_valid_score:
             # RecBole takes a tie for an improvement and would go on forever on a plateau. Only better counts.
             score = math.nextafter(score, -math.inf if self.valid_metric_bigger else math.inf)
+        if not self._has_begun():
+            self.cur_step = -1  # RecBole adds 1 where this evaluation is no improvement
         return score, result
+
+    def _has_begun(self) -> bool:
+        """Whether evaluations without improvement count. Early stopping must not end a run that has learned nothing yet: until its best
+        ranking is better than popularity's none counts, for HEAD_START x stopping_step evaluations at most."""
+        if self.best_valid_score > self.popularity.get(self.valid_metric, -math.inf):
+            return True
+        return sum("valid" in e for e in self.history) > HEAD_START * self.stopping_step
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by fit at each improvement: keep the weights in memory; `write_checkpoint` puts them on disk."""

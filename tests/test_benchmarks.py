@@ -1,10 +1,14 @@
 """What the benchmarks compare with: floors that train, generated data that is sound, exponents."""
 
+import argparse
+import json
+
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
-from benchmarks import growth
+from benchmarks import growth, table
 from benchmarks.floors import FLOORS
 from mmrec_mrdib import registry
 from mmrec_mrdib.data import check
@@ -59,3 +63,36 @@ def test_exponents_and_their_picture(tmp_path):
     assert fits["epoch_seconds"] == pytest.approx(1) and fits["peak_gib last"] == pytest.approx(2)
     growth.plot(results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_item_knn_by_hand(monkeypatch):
+    """Items 1 and 2 have users 1 and 2, item 3 has users 2 and 3: cosines 1, 1/2, 1/2; item 4 has none."""
+    users, items = np.array([1, 1, 2, 2, 2, 3, 3]), np.array([1, 2, 1, 2, 3, 3, 3])  # (3, 3) twice: counts once
+
+    def scores():
+        model = table.ItemKNN(users, items, 4, 5)
+        return model.full_sort_predict(Interaction({"user_id": torch.tensor([1, 2, 3])})).tolist()
+
+    assert scores() == [pytest.approx(s) for s in ([0, 1, 1, 1, 0], [0, 1.5, 1.5, 1, 0], [0, 0.5, 0.5, 0, 0])]
+    monkeypatch.setattr(table, "NEIGHBOURS", 1)  # of 1: 2; of 2: 1; of 3: 1, the first of two alike
+    assert scores() == [pytest.approx(s) for s in ([0, 1, 1, 0.5, 0], [0, 1, 1, 0.5, 0], [0, 0, 0, 0, 0])]
+
+
+def test_table_of_defaults(tmp_path):
+    """Of results as they are on disk: a dash where none is, a mark below popularity."""
+    options = argparse.Namespace(runs=tmp_path, data_path=None, tables=["defaults"], models=None)
+    assert [c.name for c in table.cells(options)][:2] == ["VBPR-defaults-lfm2k", "VBPR-defaults-ml-100k"]
+
+    def outcome(valid, test):
+        return {"valid": {"recall@20": valid}, "test": {"recall@20": test, "ndcg@20": test / 2}}
+
+    known = {"Popularity": outcome(0.2, 0.1), "ItemKNN": outcome(0.3, 0.2)}
+    (tmp_path / "floors-ml-100k.json").write_text(json.dumps(known))
+    (tmp_path / "VBPR-defaults-ml-100k.json").write_text(json.dumps(outcome(0.1, 0.4)))
+    lines = table.defaults_table(options)
+    assert lines[2:6] == [
+        "| Popularity | 0.1000, 0.0500 |",
+        "| ItemKNN | 0.2000, 0.1000 |",
+        "| VBPR | 0.4000, 0.2000 (!) |",
+        "| FREEDOM | – |",
+    ]

@@ -132,6 +132,11 @@ def test_standard_and_l2_norms(toy):
     torch.testing.assert_close(standard.mean(0), torch.zeros(12), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std(0, correction=0), torch.ones(12), atol=1e-4, rtol=0)
     torch.testing.assert_close(load(toy, feature_norm="l2").features["a"][1:].norm(dim=1), torch.ones(30))
+    unit = load(toy, feature_norm="unit")
+    torch.testing.assert_close(unit.features["a"][1:], torch.nn.functional.normalize(standard))
+    raw = np.load(toy / "toy" / "a_feat.npy")  # what new items go through
+    tokens = [int(t) for t in unit.id2token("item_id", range(1, 31))]
+    torch.testing.assert_close(torch.from_numpy(unit.scalings["a"](raw[tokens])), unit.features["a"][1:])
 
 
 def test_a_constant_column_becomes_zero_not_noise(tmp_path):

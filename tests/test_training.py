@@ -12,7 +12,7 @@ import torch
 from mmrec_mrdib import cli, load_checkpoint, load_result, train
 from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
-from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank
+from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import leaderboard
 from mmrec_mrdib.experiment import run as run_module
 from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
@@ -139,6 +139,45 @@ def test_mixed_precision_trains(toy, tmp_path, model):
         config = make_config(f"{model}+MRdIB" if plug else model, "toy", 3, values={**values, "enable_amp": amp})
         losses.append(run_module.best_on_valid(config, tmp_path / str(amp)).history[0]["losses"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=1e-3)
+
+
+@pytest.fixture
+def popular(tmp_path):
+    """A data_path with 'hand': ten users, everyone's next item is the most popular one that they do not have yet."""
+    train = {u: [0] if u < 6 else [1] for u in range(10)} | {10: [0, 1, 2, 3, 4, 5], 11: [6, 7, 8, 9]}
+    rows = [(u, i, 0) for u, items in train.items() for i in items]
+    rows += [(u, 1 if u < 6 else 0, 1) for u in range(9)] + [(9, 9, 1)]  # item 0: seven times in train; item 1: five
+    rows += [(u, 5, 2) for u in range(10)]
+    (tmp_path / "hand").mkdir()
+    lines = ["userID\titemID\trating\tx_label", *(f"{u}\t{i}\t1\t{label}" for u, i, label in rows)]
+    (tmp_path / "hand" / "hand.inter").write_text("\n".join(lines) + "\n")
+    np.save(tmp_path / "hand" / "a_feat.npy", np.eye(10, dtype=np.float32))
+    return {"data_path": str(tmp_path), "topk": [1], "valid_metric": "Recall@1", "metrics": "[Recall, GiniIndex]"}
+
+
+def test_a_model_below_popularity_is_told(popular, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    runs, hopeless = tmp_path / "runs", {"learning_rate": 1e-12, "epochs": 1}
+    result = train("VBPR", "hand", 3, values=popular | hopeless, runs=runs)
+    assert result["popularity"] == {"recall@1": pytest.approx(0.9)} and result["valid"]["recall@1"] < 0.5
+    told = f"worse than popularity on valid: recall@1 {result['valid']['recall@1']:.4f} against 0.9000; usual causes: "
+    assert told in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": result["valid"]["recall@1"]})
+    train("VBPR", "hand", 3, values=popular | hopeless, runs=runs)  # as good as popularity
+    assert "best epoch 0" in caplog.text and "worse than popularity" not in caplog.text
+
+
+def test_early_stopping_waits_for_a_run_to_begin(popular, tmp_path, monkeypatch):
+    hopeless = popular | {"learning_rate": 1e-12, "epochs": 50, "stopping_step": 2}
+
+    def evaluations():
+        config = make_config("BPR", "hand", 3, values=hopeless)
+        return len(run_module.best_on_valid(config, tmp_path).history)
+
+    waited = evaluations()
+    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": -1.0})  # better than that at once
+    assert waited == evaluations() + 4 * 2 - 1 < 50  # the first evaluation is an improvement either way
 
 
 def test_epochs_between_evaluations(fit):
@@ -306,6 +345,19 @@ def test_ranking_by_hand():
     assert per_user["map@3"] == pytest.approx([(1 + 2 / 3) / 2, 0]) and per_user["recall@1"] == [0.5, 0.0]
     assert per_user["hit@10"] == [1.0, 1.0] and per_user["mrr@10"] == [1.0, 0.25]
     assert per_user["precision@10"] == pytest.approx([0.2, 0.1])  # k stays k where there are fewer items
+
+
+def test_popularity_by_hand():
+    """Items 1-4 have 1, 2, 2 and 0 interactions in train; user 1 has 2 of them."""
+    users, items = torch.tensor([1, 1, 2, 2, 3]), torch.tensor([2, 3, 1, 2, 3])
+    split = RankingSplit("valid", torch.tensor([1, 2]), torch.tensor([4, 3]), [(users, items)], 4, 5, 100)
+    popularity = Popularity(items, 5, "user_id")
+    assert popularity.scores.argsort(descending=True).tolist() == [2, 3, 1, 0, 4]
+    # user 1 has 2 and 3: 1, 4; user 2 has 1 and 2: 3, 4
+    for width in (1, 4):
+        ranking = rank(popularity, split, ["recall", "mrr"], [1, width], "user_id")
+        assert ranking.per_user["recall@1"].tolist() == [0.0, 1.0]
+    assert ranking.per_user["mrr@4"].tolist() == [0.5, 1.0]
 
 
 def test_recbole_baseline_and_recbole_only_metrics(fit):

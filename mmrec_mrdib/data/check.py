@@ -279,7 +279,7 @@ def _values(rows: np.ndarray, where: str, report: Report) -> dict[str, Any]:
     if len(shifted):
         what = (
             f"|mean| > 3 std in {len(shifted)} of {width} columns: a linear projection sees little but the mean; keep "
-            "--feature_norm=standard (the default)"
+            "--feature_norm=standard or unit (the defaults)"
         )
         report.findings.append(Finding("warning", where, what, len(shifted), tuple(f"column {c}" for c in shifted[:5])))
     return out | {

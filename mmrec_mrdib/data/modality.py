@@ -142,8 +142,8 @@ class Scaling:
     """How raw features became those of the training: what new items must go through, too.
 
     Attributes:
-        norm: 'none', 'standard' or 'l2'.
-        mean, scale: (D,) of the training's items, for 'standard'; scale 0 marks a constant column.
+        norm: 'none', 'standard', 'l2' or 'unit' (first 'standard', then 'l2').
+        mean, scale: (D,) of the training's items, for 'standard' and 'unit'; scale 0 marks a constant column.
     """
 
     norm: str
@@ -152,12 +152,11 @@ class Scaling:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(R, D) float32 from (R, D) raw float32."""
-        if self.norm == "standard" and self.mean is not None and self.scale is not None:
+        if self.mean is not None and self.scale is not None:
             constant = self.scale == 0
-            out = ((values - self.mean) / np.where(constant, 1.0, self.scale)).astype(np.float32)
-            out[:, constant] = 0.0
-            return out
-        if self.norm == "l2":
+            values = ((values - self.mean) / np.where(constant, 1.0, self.scale)).astype(np.float32)
+            values[:, constant] = 0.0
+        if self.norm in ("l2", "unit"):
             return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
         return values
 
@@ -187,7 +186,7 @@ def align(
 
     Args:
         tokens: (I,) item tokens by internal id; tokens[0] is the padding.
-        norm: 'none', 'standard' (statistics over the items that have features) or 'l2'.
+        norm: see `Scaling`; its statistics are of the items that have features.
         folder: for a table on disk, see `table`.
 
     Returns:
@@ -224,7 +223,7 @@ def align(
     scaling = Scaling(norm)
     if not has.any():
         return out, has, scaling
-    if norm == "standard":
+    if norm in ("standard", "unit"):
         mean = mean_of(lambda x: x)
         std = np.sqrt(mean_of(lambda x: np.square(x - mean)))
         # A constant column carries nothing; its rounding noise must not be blown up to unit variance.

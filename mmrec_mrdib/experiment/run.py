@@ -19,7 +19,7 @@ from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import CheckpointError, ConfigError, NonFiniteLossError
-from mmrec_mrdib.evaluation import RankingSplit
+from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.paths import write_atomically
@@ -159,6 +159,7 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             config["device"], torch.get_num_threads(),
         )  # fmt: skip
         trainer = MRdIBTrainer(config, model, folder)
+        trainer.popularity = popularity(config, splits)
         if resume:
             _resume(trainer, folder / "last.pt", splits.train)
         try:
@@ -190,12 +191,23 @@ def best_on_valid(
     model = _seeded_model(config, splits)
     config["checkpoint_dir"] = str(folder)
     trainer = MRdIBTrainer(config, model, folder)
+    trainer.popularity = popularity(config, splits)
     trainer.on_evaluation = on_evaluation
     try:
         trainer.fit(splits.train, splits.valid)
     finally:
         trainer.tensorboard.close()
     return trainer
+
+
+def popularity(config: Config, splits: Splits) -> dict[str, float]:
+    """The configured metrics on valid, as far as they are means over users, of ranking by popularity in training: the floor of any
+    model that has learned something."""
+    train, user_field = splits.parts[0], config["USER_ID_FIELD"]
+    items = train.inter_feat[train.iid_field].to(config["device"])
+    metrics = [m for m in map(str.lower, config["metrics"]) if m in PER_USER]
+    scorer = Popularity(items, splits.dataset.item_num, user_field)
+    return rank(scorer, splits.valid, metrics, list(config["topk"]), user_field).means
 
 
 def _seeded_splits(config: Config) -> Splits:
@@ -236,6 +248,7 @@ def _finish(
         "seed": config["seed"],
         "best_epoch": trainer.best_epoch,
         "valid": best["valid"],
+        "popularity": trainer.popularity,  # on valid, too
         "test": ranking.means,
         "eval_mask": config["eval_mask"],
         "seconds_per_epoch": statistics.median(e["seconds"] for e in epochs),
@@ -275,9 +288,22 @@ def _finish(
         logger.info("no curves.png: matplotlib is not installed (pip install 'mmrec-mrdib[plot]')")
     metrics = "  ".join(f"{k} {v:.4f}" for k, v in ranking.means.items())
     logger.info("best epoch %d; test: %s", trainer.best_epoch, metrics)
+    _against_popularity(trainer, best["valid"])
     record.write_json(folder / "result.json", result)  # last: its presence says that the run is complete
     (folder / "last.pt").unlink(missing_ok=True)
     return result
+
+
+def _against_popularity(trainer: MRdIBTrainer, valid: Mapping[str, float]) -> None:
+    """Warn of a model that ranks worse than popularity."""
+    metric = trainer.valid_metric
+    if metric in trainer.popularity and valid[metric] < trainer.popularity[metric]:
+        logger.warning(
+            "this model ranks worse than popularity on valid: %s %.4f against %.4f; usual causes: too few epochs "
+            "(--epochs), a regulariser that shrinks everything to 0 (--reg_weight), a learning rate that is too small or too "
+            "large (--learning_rate), or the scale of the features (--feature_norm)",
+            metric, valid[metric], trainer.popularity[metric],
+        )  # fmt: skip
 
 
 def _check_new_items(model: Any) -> None:
