@@ -88,7 +88,7 @@ def optuna() -> Any:
         import optuna as library
     except ImportError as error:
         raise ConfigError("tuning needs Optuna: pip install 'mmrec-mrdib[tune]'") from error
-    library.logging.set_verbosity(library.logging.WARNING)
+    library.logging.set_verbosity(library.logging.ERROR)  # what fails a trial is told by us, or raised
     warnings.filterwarnings("ignore", category=library.exceptions.ExperimentalWarning)  # heartbeats, since 2021
     return library
 
@@ -470,7 +470,8 @@ def write(
     ]
     out.append(folder / "history.png")
     write_atomically(out[-1], figures.history(f"{model} on {dataset}", scores, study.direction.name == "MAXIMIZE"))
-    if sum(t.state == complete for t in counted) >= 4 and len(names) > 1:
+    values = [t.value for t in counted if t.state == complete]
+    if len(values) >= 4 and len(set(values)) > 1 and len(names) > 1:  # equal scores have nothing to explain
         importance = library.importance.get_param_importances(
             study, evaluator=library.importance.FanovaImportanceEvaluator(seed=0)
         )
