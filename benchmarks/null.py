@@ -24,7 +24,7 @@ def simulated(
     rng: np.random.Generator,
     seeds: int,
     gain: float = 0.0,
-    users: int = 200,
+    users: int = 100,
     seed_sd: float = 0.004,
     noise: float = 0.1,
 ) -> Compared:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmrec_mrdib import load_checkpoint, load_result, train
+from mmrec_mrdib import __version__, load_checkpoint, load_result, train
 from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank
+from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment import run as run_module
 from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
 from mmrec_mrdib.trainer import MRdIBTrainer
@@ -51,6 +52,7 @@ def test_run_folder(fit):
     names = {"result.json", "per_user.npz", "best.pt", "log.txt", "curves.png", "tensorboard"}
     assert {p.name for p in folder.iterdir()} == names
     read = load_result(folder)
+    assert read["versions"]["mmrec-mrdib"] == __version__ and read["code"] == [record.code(read["versions"])]
     assert read["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert read["peak_memory_mb"] > 50 and read["seconds_per_epoch"] > 0 and read["eval_mask"] == "train"
     assert [e["epoch"] for e in read["epochs"]] == list(range(6))
@@ -68,7 +70,7 @@ def test_run_folder(fit):
 
 # FREEDOM draws its graph anew each epoch, SOIL's learning rate depends on the epoch.
 @pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM", "SOIL+MRdIB"])
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model):
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model, caplog):
     fit = functools.partial(fit, model)
     whole = fit(runs="whole")
     epoch = MRdIBTrainer._train_epoch
@@ -91,7 +93,11 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch,
     assert not (run_module.Path(resumed["folder"]) / "last.pt").exists()
     stamp = (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns
     assert outcome(fit(resume=True)) == outcome(whole)  # complete: its result is used
-    assert (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns == stamp
+    file = run_module.Path(resumed["folder"]) / "result.json"
+    assert file.stat().st_mtime_ns == stamp and "other code" not in caplog.text
+    assert not (file.parent / "code.txt").exists()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "code": ["0.0.1 0123456"]}))
+    assert fit(resume=True)["code"] == ["0.0.1 0123456"] and "trained by other code (0.0.1 0123456" in caplog.text
 
 
 def test_test_split_is_read_once_at_the_best_epoch(fit, monkeypatch):

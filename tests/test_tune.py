@@ -182,6 +182,8 @@ def test_variant_and_backbone_share_the_backbones_space():
         for weight, parameter in twins.items():  # what their sum can reach is what the plain model can
             assert {a + b for a in variant[weight] for b in variant[parameter]} == set(plain[parameter])
             assert 0 not in auto[parameter]  # automatic weights are multiples of the backbone's losses
+            told = (ROOT / "docs" / "leaderboard.md").read_text()
+            assert f"{base}: `{parameter}` is MRdIB's `{weight}`" in told
 
 
 @pytest.mark.parametrize("base", registry.MODELS)
