@@ -161,6 +161,8 @@ def test_given_means_given(toy, tmp_path, capsys):
     study = study_of(toy, tune.study_name("VBPR", "toy", 0, (), {"data_path": str(toy), "epochs": "1", "embedding_size": "8",
                      "learning_rate": "0.02"}, {"reg_weight": tune.search_space("VBPR")["reg_weight"]}))  # fmt: skip
     assert len(study.trials) == 1
+    (toy / "toy" / "toy.yaml").write_text("reg_weight: 0.3\n")  # beside the data
+    assert main(arguments) == 2 and "all of the search space is given" in capsys.readouterr().err
 
 
 def test_pruning_can_be_switched_off(toy):

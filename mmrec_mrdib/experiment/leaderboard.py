@@ -7,6 +7,7 @@ other seeds than the one that tuned.
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import io
@@ -155,7 +156,7 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 if spec.trials and tune.has_space(cell.model):
                     whole = tune.search_space(cell.model, spec.weights)
                     try:
-                        cell.space = tune.searched(whole, values, spec.config_files)
+                        cell.space = tune.searched(whole, values, tune.given_files(config, spec.config_files))
                     except ConfigError as error:
                         raise ConfigError(f"{cell.model} on {dataset}: {error}") from error
                 yield cell
@@ -461,13 +462,14 @@ def decide(found: Sequence[Compared], family: int) -> list[dict[str, Any]]:
     Args:
         family: comparisons that were asked for. Those that failed count, with p = 1: a failure must not make the others significant.
     """
+    entries = copy.deepcopy([one.entry for one in found])
     for test in ("bootstrap", "wilcoxon", "t"):
-        tests = [one.entry[test] for one in found if one.entry[test] is not None]
+        tests = [entry[test] for entry in entries if entry[test] is not None]
         p = [t["p"] for t in tests] + [1.0] * (family - len(tests))
         for n, (t, adjusted) in enumerate(zip(tests, holm(p), strict=False)):
             t["p_holm"], t["level"] = adjusted, holm_level(p[:n] + p[n + 1 :], LEVEL)
-    for one in found:
-        entry, smallest = one.entry, math.inf
+    for one, entry in zip(found, entries, strict=True):
+        smallest = math.inf
         if not entry["missing"]:
             smallest = max(
                 smallest_over_seeds(one.seeds, entry["t"]["level"]),
@@ -477,7 +479,7 @@ def decide(found: Sequence[Compared], family: int) -> list[dict[str, Any]]:
             entry["missing"] = [f"p {t['p_holm']:.2g} over {name}" for name, t in both.items() if t["p_holm"] >= LEVEL]
         entry["smallest"] = smallest / one.before if math.isfinite(smallest) and one.before else None
         entry["significant"] = not entry["missing"]
-    return [one.entry for one in found]
+    return entries
 
 
 def _plain(outcome: Outcome) -> dict[str, float | None]:

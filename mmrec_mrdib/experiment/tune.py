@@ -136,14 +136,14 @@ def has_space(model: str) -> bool:
 
 
 def searched(
-    space: Mapping[str, Sequence[Any]], values: Mapping[str, Any], config_files: Sequence[str | Path] = ()
+    space: Mapping[str, Sequence[Any]], values: Mapping[str, Any], files: Sequence[Path]
 ) -> dict[str, list[Any]]:
-    """The part of a space that is not given: what the user sets, as a value or in a file, stays as it is.
+    """The part of a space that is not given: what the user sets, as a value or in a file (see `given_files`), stays as it is.
 
     Raises:
         ConfigError: nothing is left.
     """
-    given = set(values).union(*(read_yaml(Path(file)) for file in config_files))
+    given = set(values).union(*(read_yaml(file) for file in files))
     left = {k: list(v) for k, v in space.items() if k not in given}
     if len(left) < len(space) and all(len(v) == 1 for v in left.values()):
         raise ConfigError(
@@ -151,6 +151,12 @@ def searched(
             f"leave out at least one of {', '.join(k for k, v in space.items() if len(v) > 1)}"
         )
     return left
+
+
+def given_files(config: Config, config_files: Sequence[str | Path]) -> list[Path]:
+    """The user's yaml files of a run: `config_files`, and the one beside the data."""
+    beside = Path(config["data_path"]) / f"{config['dataset']}.yaml"
+    return [*map(Path, config_files), *([beside] if beside.is_file() else [])]
 
 
 def tune(
@@ -188,7 +194,8 @@ def tune(
     library = optuna()
     whole = search_space(model) if space is None else space
     fixed = dict(values or {})
-    space = searched(whole, fixed, config_files)
+    files = given_files(make_config(model, dataset, seed, config_files, fixed), config_files)
+    space = searched(whole, fixed, files)
     if held := [k for k in whole if k not in space]:
         logger.info("%s on %s: given, so not searched: %s", model, dataset, ", ".join(held))
     bigger = bool(_probe(model, dataset, seed, config_files, fixed, space)["valid_metric_bigger"])
@@ -228,6 +235,8 @@ def tune(
             with tempfile.TemporaryDirectory() as folder:
                 best_on_valid(config, Path(folder), judge)
         except _IMPOSSIBLE as error:
+            if isinstance(error, library.exceptions.OptunaError):  # some are RuntimeErrors
+                raise
             diverged = isinstance(error, NonFiniteLossError)
             if not diverged and not any(t.value is not None for t in _counted(library, study)):
                 build(make_config(model, dataset, seed, config_files, fixed))  # it may not be the point's fault
