@@ -1,4 +1,5 @@
-"""Is a difference between two models more than chance? Paired tests, effect sizes and a correction for many of them."""
+"""Is a difference between two models more than chance? Paired tests, effect sizes, a correction for many of them, and how large a difference
+would have had to be."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-_RESAMPLES = 10_000
+RESAMPLES = 10_000
 _CELLS = 1 << 22  # resampled values in memory at a time
 
 
@@ -25,7 +26,7 @@ class Outcome(NamedTuple):
     n: int
 
 
-def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = _RESAMPLES) -> Outcome:
+def paired_bootstrap(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Outcome:
     """Two-sided test that the mean difference over users is 0 (Efron & Tibshirani, 1993, section 16.4): differences, centred so that the
     null holds, are drawn with replacement; p is the share of means at least as far from 0 as the one observed, that one included.
 
@@ -72,6 +73,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     out = np.empty_like(p)
     out[order] = adjusted
     return out.tolist()
+
+
+def holm_level(others: Sequence[float], level: float) -> float:
+    """The largest p-value that Holm's correction would still call significant, beside the p-values of the other tests.
+
+    With j of the m - 1 others rejected before it, the step-down procedure compares this one with level / (m - j).
+    """
+    m, rejected = len(others) + 1, 0
+    for p in sorted(others):
+        if p * (m - rejected) >= level:  # as `holm` and "below level" have it
+            break
+        rejected += 1
+    return level / (m - rejected)
+
+
+def smallest_over_seeds(differences: np.ndarray, level: float) -> float:
+    """The smallest mean difference that `paired_t` would call significant, had the seeds scattered as they do: t_{1 - level / 2, n - 1} s / sqrt(n)."""
+    d = _finite(differences)
+    return float(stats.t.isf(level / 2, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5)
+
+
+def smallest_over_users(differences: np.ndarray, level: float, resamples: int = RESAMPLES) -> float:
+    """The same for `paired_bootstrap`, whose means are close to normal: z_{1 - level / 2} s / sqrt(n); inf where no p can be as small."""
+    d = _finite(differences)
+    return float(stats.norm.isf(level / 2) * d.std() / len(d) ** 0.5) if level * (resamples + 1) > 1 else float("inf")
 
 
 def _cohen(d: np.ndarray) -> float:

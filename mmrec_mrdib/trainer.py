@@ -60,7 +60,9 @@ class MRdIBTrainer(Trainer):
         self.folder = Path(folder)
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
-        self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
+        self.stopping_step -= (
+            1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
+        )
         self.settings = TrainingSettings.from_config(config)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []
@@ -177,7 +179,7 @@ class MRdIBTrainer(Trainer):
         ranking is better than popularity's none counts, for HEAD_START x stopping_step evaluations at most."""
         if self.best_valid_score > self.popularity.get(self.valid_metric, -math.inf):
             return True
-        return sum("valid" in e for e in self.history) > HEAD_START * self.stopping_step
+        return sum("valid" in e for e in self.history) > HEAD_START * (self.stopping_step + 1)
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by fit at each improvement: keep the weights in memory; `write_checkpoint` puts them on disk."""

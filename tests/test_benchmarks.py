@@ -8,7 +8,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from benchmarks import growth, table
+from benchmarks import growth, null, table
 from benchmarks.floors import FLOORS
 from mmrec_mrdib import registry
 from mmrec_mrdib.data import check
@@ -96,3 +96,17 @@ def test_table_of_defaults(tmp_path):
         "| VBPR | 0.4000, 0.2000 (!) |",
         "| FREEDOM | – |",
     ]
+
+
+def test_the_null_experiment_sees_what_users_alone_would_have_called_significant():
+    """Seeds that matter much: the bootstrap over users is wrong far too often; what is printed in bold is not."""
+    rng = np.random.default_rng(0)
+    drawn = [[null.simulated(rng, 5, users=60, seed_sd=0.03, noise=0.05)] for _ in range(120)]
+    found = null.alarms(drawn)
+    assert all(total == 120 for _, total in found.values())
+    assert found["bootstrap"][0] > 30 and found["board"][0] <= found["t"][0] <= 12
+    assert null.alarms([[null.simulated(rng, 3, gain=0.5)]])["board"] == (0, 1)  # three seeds, whatever the gain
+    assert null.alarms([[null.simulated(rng, 5, gain=0.5)]])["board"] == (1, 1)
+    runs = rng.random((10, 40, 2))
+    assert sum(len(pair) for pair in null.deals(runs, rng, 3)) == 6
+    assert null.interval(5, 100) == pytest.approx((0.0215, 0.1118), abs=1e-4)

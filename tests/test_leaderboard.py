@@ -21,8 +21,8 @@ from scipy import stats
 
 from mmrec_mrdib.cli import main
 from mmrec_mrdib.errors import ConfigError, DataError
-from mmrec_mrdib.experiment import leaderboard, tables
-from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, execute, import_reported
+from mmrec_mrdib.experiment import leaderboard, record, tables, tune
+from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, compare, decide, execute, import_reported
 from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call
 from mmrec_mrdib.testing.toy import write_mmrec
 from tests.conftest import ROOT
@@ -34,7 +34,7 @@ class InProcess:
     """A pool in this process: fast, and open to monkeypatching."""
 
     def __init__(self):
-        self.waiting, self.seen = [], []
+        self.waiting, self.seen, self.seeds = [], [], {}
 
     def submit(self, key, payload):
         self.waiting.append((key, json.dumps(payload)))
@@ -42,6 +42,7 @@ class InProcess:
     def next(self):
         key, payload = self.waiting.pop(0)
         self.seen.append(key)
+        self.seeds[key] = json.loads(payload)["seed"]
         return key, _outcome(call(leaderboard.WORK, payload))
 
     def close(self):
@@ -137,6 +138,8 @@ def test_a_failure_is_shown_with_its_reason_and_tried_again(data, tmp_path, monk
     row = next(r for r in built["rows"] if r["variant"] == "mrdib")
     assert row["status"] == "incomplete" and row["reasons"] == ["seed 2: no luck today"] and row["seeds"] == [1]
     assert built["comparisons"][0]["seeds"] == [1]  # compared on what both have
+    assert built["comparisons"][0]["missing"] == ["1 of 2 seeds", "fewer than 5 seeds"]
+    assert "none: 1 of 2 seeds, fewer than 5 seeds" in tables.markdown(built)
     assert "no luck today" in tables.markdown(built) and "no luck today" in tables.page(built, tmp_path)
     monkeypatch.setattr(leaderboard, "run", real)
     pool = InProcess()
@@ -188,13 +191,15 @@ def fake(significant, gain):
     test = {"p": 0.01, "p_holm": 0.02 if significant else 0.2, "effect": 0.1, "n": 10}
     row = {"source": "measured", "dataset": "d_1", "backbone": "VBPR", "status": "complete", "reasons": [], "seeds": [1, 2],
            "folders": ["runs/a", "runs/b"], "values": {"recall@20": [0.1, 0.2]}, "std": {"recall@20": 0.07}, "tuned": None,
-           "seconds_per_epoch": 1.0}  # fmt: skip
+           "seconds_per_epoch": 1.0, "notes": [], "code": ["0.1.0 abc"]}  # fmt: skip
     return {
-        "version": 1, "command": "", "metrics": ["recall@20"], "seeds": [1, 2], "trials": 0, "weights": "fixed",
+        "version": 2, "command": "", "metrics": ["recall@20"], "seeds": [1, 2], "trials": 0, "weights": "fixed", "code": "0.1.0 abc",
+        "codes": ["0.1.0 abc"], "pruning": "median", "tuning_seed": None,
         "rows": [row | {"model": "VBPR", "variant": "plain", "mean": {"recall@20": 0.15}},
                  row | {"model": "VBPR+MRdIB", "variant": "mrdib", "mean": {"recall@20": 0.15 * (1 + gain)}}],
         "comparisons": [{"dataset": "d_1", "backbone": "VBPR", "metric": "recall@20", "seeds": [1, 2], "difference": 0.15 * gain,
-                         "gain": gain, "bootstrap": test, "wilcoxon": test, "t": None, "significant": significant}],
+                         "gain": gain, "bootstrap": test, "wilcoxon": test, "t": test, "significant": significant, "smallest": 0.034,
+                         "missing": [] if significant else ["p 0.2 over users"]}],
     }  # fmt: skip
 
 
@@ -205,12 +210,64 @@ def test_only_a_significant_gain_is_bold(tmp_path, significant, gain, bold):
     assert (f"**{text}**" in tables.markdown(content)) == bold and text in tables.markdown(content)
     assert ("\\textbf{" in tables.latex(content)) == bold
     assert (f"<b>{text}</b>" in tables.page(content, tmp_path)) == bold
+    for shown in (
+        tables.markdown(content),
+        tables.page(content, tmp_path),
+        tables.latex(content).replace("\\,\\%", " %"),
+    ):
+        assert "3.4 %" in shown  # the smallest gain that would have been bold
+    assert ("p 0.2 over users" in tables.markdown(content)) != significant
+
+
+def side(rng, gain=0.0, seeds=5, users=150, sd=0.01):
+    """(S, N) metrics of a plain model and of one that is better by `gain`."""
+    before = 0.2 + sd * rng.standard_normal((seeds, 1)) + 0.1 * rng.standard_normal((seeds, users))
+    return before, before + gain + 0.3 * sd * rng.standard_normal((seeds, 1)) + 0.02 * rng.standard_normal(
+        (seeds, users)
+    )
+
+
+def compared(before, after, asked=5):
+    return compare(before.mean(1), after.mean(1), (after - before).mean(0), asked)
+
+
+def test_significant_needs_all_seeds_five_and_both_tests(rng):
+    before, after = side(rng, gain=0.03)
+    (sure,) = decide([compared(before, after)], 1)
+    assert sure["significant"] and sure["missing"] == []
+    (short,) = decide([compared(before[:4], after[:4], 4)], 1)
+    assert not short["significant"] and short["missing"] == ["fewer than 5 seeds"] and short["smallest"] is None
+    (lost,) = decide([compared(before, after, 6)], 1)  # the sixth seed failed
+    assert not lost["significant"] and lost["missing"] == ["5 of 6 seeds"] and lost["t"]["p_holm"] < 0.05
+    seeds_differ = after + 0.05 * np.array([[1], [-1], [1], [-1], [0]])
+    (users_only,) = decide([compared(before, seeds_differ)], 1)
+    assert users_only["bootstrap"]["p_holm"] < 0.05 and not users_only["significant"]
+    assert users_only["missing"] == [f"p {users_only['t']['p']:.2g} over seeds"]
+
+
+def test_a_comparison_that_failed_makes_no_other_one_significant(rng):
+    found = [compared(*side(rng, gain)) for gain in (0.006, 0.0, 0.0)]
+    together = decide(found, 3)[0]["t"]["p_holm"]
+    alone = decide(found[:1], 3)[0]["t"]["p_holm"]
+    assert alone == pytest.approx(3 * found[0].entry["t"]["p"]) and alone >= together
+
+
+def test_the_smallest_gain_is_where_significance_begins(rng):
+    """The other comparisons stay; one is moved to just above and just below what the board says."""
+    for n in range(3):
+        sides = [side(rng, gain) for gain in (0.02, 0.0, 0.004)]
+        entries = decide([compared(*s) for s in sides], 3)
+        before, after = sides[n]
+        for factor, wanted in ((1.06, True), (0.94, False)):
+            shift = factor * entries[n]["smallest"] * before.mean() - (after - before).mean()
+            moved = [*sides[:n], (before, after + shift), *sides[n + 1 :]]
+            assert decide([compared(*s) for s in moved], 3)[n]["significant"] == wanted
 
 
 def test_latex_escapes_and_is_balanced():
     text = tables.latex(fake(True, 0.1))
     assert "d\\_1" in text and text.count("{") == text.count("}")
-    assert re.search(r"VBPR\+MRdIB & 0\.1650 \$\\pm\$ 0\.0700 \(\\textbf\{\+10\.0\\,\\%\}\) \\\\", text)
+    assert re.search(r"VBPR\+MRdIB & 0\.1650 \$\\pm\$ 0\.0700 \(\\textbf\{\+10\.0\\,\\%\}\) & 3\.4\\,\\% \\\\", text)
 
 
 def test_tidy_csv_has_one_row_per_value(built):
@@ -276,6 +333,84 @@ def test_plain_and_variant_are_tuned_with_the_same_number_of_trials(data, tmp_pa
     told = []
     again = execute(chosen, pool, told.append)
     assert [c.tuned for c in again] == [c.tuned for c in done] and sum("(was there)" in t for t in told) == 4
+    assert {s for key, s in pool.seeds.items() if "tuning" in key} == {0}  # none of those that are tested
+    assert "with seed 0, which is not tested" in tables.markdown(board(chosen, again))
+
+
+def test_the_seed_that_tunes_is_not_tested(data, tmp_path):
+    assert spec(data, tmp_path, seeds=(0, 4)).seed_of_tuning == 5
+    assert spec(data, tmp_path, seeds=(1, 2), tuning_seed=7).seed_of_tuning == 7
+    with pytest.raises(ConfigError, match="one of the seeds that are tested"):
+        list(cells(spec(data, tmp_path, seeds=(1, 2), trials=2, tuning_seed=2)))
+
+
+def test_given_parameters_leave_each_cells_space(data, tmp_path):
+    chosen = spec(data, tmp_path, models=("VBPR",), trials=2, weights="search", values=VALUES | {"unique_weight": 0.1},
+                  dataset_values={"tiny": {"learning_rate": 0.1}})  # fmt: skip
+    left = {(c.dataset, c.variant): set(c.space) for c in cells(chosen)}
+    assert left["toy", "plain"] == {"reg_weight", "learning_rate"} and left["tiny", "plain"] == {"reg_weight"}
+    assert left["tiny", "mrdib"] == {"reg_weight", "rate_weight", "redundant_weight"}
+    more = {"dataset_values": {"tiny": {"learning_rate": 0.1, "reg_weight": 0.5}}}
+    with pytest.raises(ConfigError, match=r"VBPR on tiny: nothing is left.*reg_weight"):
+        list(cells(spec(data, tmp_path, models=("VBPR",), trials=2, **more)))
+
+
+def test_a_model_without_a_search_space_is_an_untuned_row(data, tmp_path, monkeypatch):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    monkeypatch.setattr(tune, "has_space", lambda model: model != "BPR")
+    chosen = spec(data, tmp_path, variants=("plain",), datasets=("tiny",), seeds=(1,), trials=1)
+    told = []
+    content = board(chosen, execute(chosen, InProcess(), told.append))
+    assert len(told) == 3 and "3 of 3" in told[-1]
+    assert [bool(r["tuned"]) for r in content["rows"]] == [True, False]
+    assert [r["notes"] for r in content["rows"]] == [[], ["not tuned: no search space"]]
+    assert "1 seed; not tuned: no search space" in tables.markdown(content)
+
+
+def test_results_of_other_code_are_told_and_fresh_trains_anew(data, tmp_path):
+    chosen = spec(data, tmp_path, models=("BPR",), datasets=("toy", "tiny"), seeds=(1,))
+    content = board(chosen, execute(chosen, InProcess()))
+    assert [r["notes"] for r in content["rows"]] == [[], []] and content["codes"] == [record.code()]
+    file = Path(content["rows"][1]["folders"][0]) / "result.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({**result, "code": ["0.0.9 1234567"]}))
+    told = []
+    content = board(chosen, execute(chosen, InProcess(), told.append))
+    assert "other code" not in told[0] and "(was there); by other code: 0.0.9 1234567" in told[1]
+    assert [r["notes"] for r in content["rows"]] == [[f"code {record.code()}"], ["code 0.0.9 1234567"]]
+    for text in (tables.markdown(content), tables.page(content, tmp_path), tables.latex(content), tables.tidy(content)):
+        assert text.count("0.0.9 1234567") >= 1
+    fresh = spec(data, tmp_path, models=("BPR",), datasets=("toy", "tiny"), seeds=(1,), fresh=True)
+    again = board(fresh, execute(fresh, InProcess(), told.append))
+    assert not any("(was there)" in line for line in told[2:]) and again["codes"] == [record.code()]
+
+
+def test_text_of_others_breaks_no_table_and_is_not_executed(data, tmp_path):
+    """As a spreadsheet or a Markdown viewer would see it; imported again it is the same."""
+    name, source = '=HYPERLINK("http://x")', "a | b\n<img>, `c`"
+    foreign = tmp_path / "paper.csv"
+    with foreign.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["model", "dataset", "metric", "value", "source"], [name, "toy", "recall@20", "-0.5", source]]
+        )
+    assert import_reported(foreign, tmp_path, None) == import_reported(foreign, tmp_path, None) == 1
+    (kept,) = csv.DictReader(io.StringIO((tmp_path / leaderboard.REPORTED).read_text()))
+    assert kept["model"] == f"'{name}" and kept["value"] == "-0.5"
+    rows = leaderboard._reported_rows(spec(data, tmp_path))
+    assert [r["model"] for r in rows] == [name]
+    content = fake(True, 0.1) | {"rows": rows}
+    (line,) = csv.DictReader(io.StringIO(tables.tidy(content)))
+    assert line["model"] == f"'{name}" and line["value"] == "-0.5"
+    table = [t for t in tables.markdown(content).splitlines() if t.startswith("| =HYPERLINK")]
+    assert len(table) == 1 and table[0].replace("\\|", "").count("|") == 5 and "<img>" not in table[0]
+
+
+def test_cells_that_a_spreadsheet_would_execute():
+    for text in ("=1+1", "+A1", "-A1", "@x", "\tx", "\rx", "\nx", "- 5"):
+        assert tables.csv_cell(text) == f"'{text}" and tables.csv_text(f"'{text}") == text
+    for value in (-0.5, -3, "-0.5", "+1e-3", "a=b", "'quoted'", "", None):
+        assert tables.csv_cell(value) == value
+    assert tables.csv_cell([1, "a"]) == '[1, "a"]' and tables.csv_text("'quoted'") == "'quoted'"
 
 
 def test_a_failed_search_fails_its_cell_alone(data, tmp_path, monkeypatch):
@@ -317,6 +452,7 @@ def test_the_command(data, tmp_path, capsys):
         (["--nonsense=1"], "nonsense"),
         (["--datasets", "nowhere"], "nowhere"),
         (["--jobs", "0"], "--jobs"),
+        (["--tuning_seed", "7"], "--tune=N"),
     ],
 )
 def test_mistakes_show_before_anything_is_trained(data, tmp_path, capsys, more, message):

@@ -115,7 +115,11 @@ print(json.dumps(told))
 
 def test_the_process_of_the_caller_stays_as_it_was(toy, tmp_path):
     out = subprocess.run(
-        [sys.executable, "-c", GUEST, str(toy), str(tmp_path / "runs")], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", GUEST, str(toy), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
     )
     assert out.returncode == 0, out.stderr
     told = json.loads(out.stdout.splitlines()[-1])

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmrec_mrdib.significance import holm, paired_bootstrap, paired_t, wilcoxon
+from mmrec_mrdib.significance import (
+    holm,
+    holm_level,
+    paired_bootstrap,
+    paired_t,
+    smallest_over_seeds,
+    smallest_over_users,
+    wilcoxon,
+)
 
 
 def test_paired_t_is_scipys():
@@ -74,3 +82,27 @@ def test_holm_keeps_the_chance_of_any_false_alarm():
     rng = np.random.default_rng(0)
     alarms = np.mean([min(holm(rng.random(8))) < 0.05 for _ in range(2000)])
     assert 0.03 < alarms < 0.065
+
+
+def test_the_level_that_holm_applies_is_where_its_verdict_turns():
+    rng = np.random.default_rng(0)
+    assert (
+        holm_level([], 0.05) == 0.05 and holm_level([0.001, 0.9], 0.05) == 0.025 and holm_level([0.9] * 4, 0.05) == 0.01
+    )
+    for _ in range(200):
+        others = (rng.random(rng.integers(0, 8)) ** 4).tolist()
+        level = holm_level(others, 0.05)
+        assert holm([level * (1 - 1e-9), *others])[0] < 0.05 <= holm([level * (1 + 1e-9), *others])[0]
+
+
+def test_smallest_differences_are_where_the_tests_turn():
+    rng = np.random.default_rng(0)
+    for level in (0.05, 0.01):
+        seeds = rng.normal(size=5)
+        smallest = smallest_over_seeds(seeds, level)
+        above, below = (paired_t(seeds - seeds.mean() + f * smallest).p for f in (1 + 1e-6, 1 - 1e-6))
+        assert above < level < below
+        users = rng.choice([0, 0.05, 0.1, 0.2], size=400) * rng.choice([-1, 1], size=400)
+        smallest = smallest_over_users(users, level)
+        assert paired_bootstrap(users - users.mean() + smallest).p == pytest.approx(level, rel=0.25)
+    assert smallest_over_users(users, 1e-5) == np.inf  # no p is below 1 / 10,001

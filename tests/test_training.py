@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmrec_mrdib import cli, load_checkpoint, load_result, train
+from mmrec_mrdib import __version__, cli, load_checkpoint, load_result, train
 from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
-from mmrec_mrdib.experiment import leaderboard
+from mmrec_mrdib.experiment import leaderboard, record
 from mmrec_mrdib.experiment import run as run_module
 from mmrec_mrdib.experiment.run import Interrupted, make_config, prepare
 from mmrec_mrdib.registry import BASELINES, MODELS
@@ -53,6 +53,7 @@ def test_run_folder(fit):
     names = {"result.json", "per_user.npz", "best.pt", "log.txt", "curves.png", "tensorboard"}
     assert {p.name for p in folder.iterdir()} == names
     read = load_result(folder)
+    assert read["versions"]["mmrec-mrdib"] == __version__ and read["code"] == [record.code(read["versions"])]
     assert read["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert read["peak_memory_mb"] > 50 and read["seconds_per_epoch"] > 0 and read["eval_mask"] == "train"
     assert [e["epoch"] for e in read["epochs"]] == list(range(6))
@@ -70,7 +71,7 @@ def test_run_folder(fit):
 
 # FREEDOM draws its graph anew each epoch, SOIL's learning rate depends on the epoch.
 @pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM", "SOIL+MRdIB"])
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model):
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model, caplog):
     fit = functools.partial(fit, model)
     whole = fit(runs="whole")
     epoch = MRdIBTrainer._train_epoch
@@ -93,7 +94,11 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch,
     assert not (run_module.Path(resumed["folder"]) / "last.pt").exists()
     stamp = (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns
     assert outcome(fit(resume=True)) == outcome(whole)  # complete: its result is used
-    assert (run_module.Path(resumed["folder"]) / "result.json").stat().st_mtime_ns == stamp
+    file = run_module.Path(resumed["folder"]) / "result.json"
+    assert file.stat().st_mtime_ns == stamp and "other code" not in caplog.text
+    assert not (file.parent / "code.txt").exists()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "code": ["0.0.1 0123456"]}))
+    assert fit(resume=True)["code"] == ["0.0.1 0123456"] and "trained by other code (0.0.1 0123456" in caplog.text
 
 
 def test_test_split_is_read_once_at_the_best_epoch(fit, monkeypatch):
@@ -234,7 +239,9 @@ def breaks_at(monkeypatch, epoch, what):
 
 @pytest.mark.parametrize("what", ["loss", "parameters"])
 def test_what_diverges_late_keeps_its_best_epoch(fit, monkeypatch, what):
-    fit = functools.partial(fit, "VBPR", stopping_step=50, train_batch_size=4096)  # one batch: nothing comes after its step
+    fit = functools.partial(
+        fit, "VBPR", stopping_step=50, train_batch_size=4096
+    )  # one batch: nothing comes after its step
     good = fit(epochs=3, runs="good")
     breaks_at(monkeypatch, 3, what)
     result = fit(epochs=6)
@@ -250,7 +257,18 @@ def test_what_diverges_late_keeps_its_best_epoch(fit, monkeypatch, what):
 def test_a_diverged_run_is_told_by_the_exit_code_and_fails_on_a_board(fit, toy, tmp_path, monkeypatch, capsys):
     breaks_at(monkeypatch, 2, "loss")
     arguments = [f"--{k}={v}" for k, v in ({"data_path": toy, "epochs": 6, **TOPK, **VBPR_REG}).items()]
-    command = ["train", "--model", "VBPR", "--dataset", "toy", "--baseline", "--seeds", "3", "--runs", str(tmp_path / "runs")]
+    command = [
+        "train",
+        "--model",
+        "VBPR",
+        "--dataset",
+        "toy",
+        "--baseline",
+        "--seeds",
+        "3",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     assert cli.main([*command, *arguments]) == 1
     told = capsys.readouterr()
     assert "error: VBPR, seed 3: diverged at epoch 2 (loss term bpr became NaN" in told.err and "recall@5" in told.out

@@ -1,17 +1,23 @@
 """Hyper-parameter search: budgets, resumption, sharing, and that it never sees the test split."""
 
+import csv
+import json
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 import yaml
 
+from mmrec_mrdib import paths, registry
 from mmrec_mrdib.cli import main
-from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import run as runs_module
 from mmrec_mrdib.experiment import tune
+from mmrec_mrdib.mrdib.weighting import TERMS
+from mmrec_mrdib.schema import read_yaml
 from tests.conftest import ROOT
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
@@ -19,9 +25,9 @@ OperationalError = pytest.importorskip("sqlalchemy.exc").OperationalError
 SPACE = {"learning_rate": [0.001, 0.01, 0.1], "reg_weight": [0.0, 0.1]}
 
 
-def search(toy, trials, **more):
+def search(toy, trials, model="VBPR", **more):
     values = {"data_path": str(toy), "epochs": 3, "embedding_size": 8, "show_progress": False} | more.pop("values", {})
-    return tune.tune("VBPR", "toy", trials, values, runs=toy / "runs", **{"space": SPACE, **more})
+    return tune.tune(model, "toy", trials, values, runs=toy / "runs", **{"space": SPACE, **more})
 
 
 def study_of(toy, name):
@@ -103,13 +109,125 @@ def test_divergence_is_a_result(toy, monkeypatch):
 
     monkeypatch.setattr(tune, "best_on_valid", sometimes)
     found = search(toy, 6)
-    assert found.trials == 6 and found.diverged == 2 and found.params["learning_rate"] != 0.1
+    assert found.trials == 6 and found.diverged == found.failed == 2 and found.params["learning_rate"] != 0.1
+
+
+def test_an_impossible_point_costs_its_trial_and_nothing_else(toy):
+    told, values = [], {"knn_k": 5}
+    space = {"n_item_layers": [1, 2], "edge_dropout": [0.5, 1.5]}  # rho must be below 1
+
+    def find(trials):
+        return tune.tune("FREEDOM", "toy", trials, values | {"data_path": str(toy), "epochs": 1, "embedding_size": 8,
+                         "show_progress": False}, runs=toy / "runs", space=space, told=told.append)  # fmt: skip
+
+    found = find(4)
+    assert (found.trials, found.failed, found.pruned, found.params["edge_dropout"]) == (4, 2, 0, 0.5)
+    assert sum("failed: --edge_dropout=1.5" in line for line in told) == 2
+    assert find(9) == found and len(told) == 4  # nothing is queued again
+    assert {t.state.name for t in study_of(toy, found.study).trials} == {"COMPLETE", "PRUNED"}
+    tune.write(found, "FREEDOM", "toy", None, toy / "runs", toy / "out", 1)
+    with (toy / "out" / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["state"].partition(":")[0] for row in rows) == ["complete"] * 2 + ["failed"] * 2
+    assert all("edge_dropout=1.5" in row["state"] for row in rows if row["edge_dropout"] == "1.5")
+    with pytest.raises(ConfigError, match=r"none of 1 trials succeeded.*edge_dropout=1\.5"):
+        search(toy, 1, space={"edge_dropout": [1.5]}, model="FREEDOM")
+
+
+def test_what_would_fail_every_trial_shows_at_once(toy):
+    with pytest.raises(DataError, match="SOIL needs two modalities"):
+        search(toy, 5, model="SOIL", values={"modalities": ["a"]}, space={"contrast_weight": [0.1, 0.01]})
+    study = optuna.load_study(
+        study_name=optuna.get_all_study_names(f"sqlite:///{toy / 'runs' / 'optuna.db'}")[0],
+        storage=f"sqlite:///{toy / 'runs' / 'optuna.db'}",
+    )
+    assert [t.state.name for t in study.trials] == ["FAIL"]  # not the point's fault: tried again when it is mended
+
+
+def test_given_means_given(toy, tmp_path, capsys):
+    """By value, in a file, for the plug-in alone: it leaves the space, and nothing else does."""
+    file = tmp_path / "given.yaml"
+    file.write_text("reg_weight: 0.5\n")
+    space = {"learning_rate": [0.001, 0.01], "reg_weight": [0.0, 0.1], "unique_weight": [0.1, 0.2]}
+    assert tune.searched(space, {"unique_weight": 0, "epochs": 3}, [file]) == {"learning_rate": [0.001, 0.01]}
+    with pytest.raises(ConfigError, match=r"nothing is left.*leave out at least one of learning_rate, reg_weight, uni"):
+        tune.searched(space, {"learning_rate": 1, "unique_weight": 0}, [file])
+    out = tmp_path / "out"
+    arguments = ["tune", "--model", "VBPR", "--dataset", "toy", "--data_path", str(toy), "--trials", "1", "--epochs=1",
+                 "--embedding_size=8", "--learning_rate=0.02", "--runs", str(toy / "runs"), "--output", str(out)]  # fmt: skip
+    assert main(arguments) == 0
+    assert set(yaml.safe_load((out / "best.yaml").read_text())) == {"reg_weight"}
+    assert "given, so not searched: learning_rate" in capsys.readouterr().err
+    study = study_of(toy, tune.study_name("VBPR", "toy", 0, (), {"data_path": str(toy), "epochs": "1", "embedding_size": "8",
+                     "learning_rate": "0.02"}, {"reg_weight": tune.search_space("VBPR")["reg_weight"]}))  # fmt: skip
+    assert len(study.trials) == 1
+    (toy / "toy" / "toy.yaml").write_text("reg_weight: 0.3\n")  # beside the data
+    assert main(arguments) == 2 and "all of the search space is given" in capsys.readouterr().err
+
+
+def test_pruning_can_be_switched_off(toy):
+    def pruner(name, pruning):
+        return tune._open(optuna, f"sqlite:///{toy / 'x.db'}", name, True, 5, pruning, False).pruner
+
+    assert isinstance(pruner("a", "none"), optuna.pruners.NopPruner)
+    assert isinstance(pruner("b", "median"), optuna.pruners.MedianPruner)
+    names = {tune.study_name("VBPR", "toy", 1, (), {"data_path": str(toy)}, SPACE, p) for p in tune.PRUNING}
+    assert len(names) == 2
 
 
 def test_variant_and_backbone_share_the_backbones_space():
-    plain, variant, auto = (tune.search_space(*a) for a in (("VBPR",), ("VBPR+MRdIB",), ("VBPR+MRdIB", "auto")))
-    assert plain == auto and plain.items() <= variant.items()
-    assert set(variant) - set(plain) == {"rate_weight", "redundant_weight", "unique_weight"}
+    for base in registry.MODELS:
+        plain, variant, auto = (tune.search_space(*a) for a in ((base,), (f"{base}+MRdIB",), (f"{base}+MRdIB", "auto")))
+        twins = tune.TWINS.get(base, {})
+        assert plain == auto and set(variant) - set(plain) == {f"{t}_weight" for t in TERMS}
+        assert all(variant[k] == plain[k] for k in plain if k not in twins.values())
+        for weight, parameter in twins.items():  # what their sum can reach is what the plain model can
+            assert {a + b for a in variant[weight] for b in variant[parameter]} == set(plain[parameter])
+            assert 0 not in auto[parameter]  # automatic weights are multiples of the backbone's losses
+            told = (ROOT / "docs" / "leaderboard.md").read_text()
+            assert f"{base}: `{parameter}` is MRdIB's `{weight}`" in told
+
+
+@pytest.mark.parametrize("base", registry.MODELS)
+def test_twins_are_all_there_are(base, toy):
+    """All pairs of a weight of the plug-in and one of the backbone: is it the same to the gradient which of them grows?"""
+    ours = [k for k in read_yaml(paths.properties_dir() / "mrdib.yaml") if k.endswith("_weight")]
+    theirs = [k for k in read_yaml(paths.properties_dir() / "model" / f"{base}.yaml") if k.endswith("_weight")]
+    start = dict.fromkeys([*ours, *theirs], 0.5) | {"data_path": str(toy), "embedding_size": 8}
+    splits = batch = None
+
+    def gradient(more):
+        nonlocal splits, batch
+        config = runs_module.make_config(f"{base}+MRdIB", "toy", 1, values=start | more)
+        splits = splits or runs_module.prepare(config)
+        batch = batch if batch is not None else next(iter(splits.train))
+        torch.manual_seed(0)
+        model = registry.model_class("MRdIB")(config, splits.parts[0])
+        torch.manual_seed(0)
+        torch.stack(list(model.train().step_loss(batch).parts.values())).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    at_start = gradient({})
+    grown = {k: gradient({k: 1.5}) - at_start for k in (*ours, *theirs)}
+    same = {(a, b) for a in ours for b in theirs if torch.allclose(grown[a], grown[b], rtol=1e-3, atol=1e-6)}
+    assert all(g.abs().max() > 1e-5 for g in grown.values())
+    assert same == set(tune.TWINS.get(base, {}).items())
+
+
+def test_automatic_weights_are_not_searched(toy):
+    with pytest.raises(ConfigError, match=r"unique_weight set themselves.*--weights=auto"):
+        tune.tune("VBPR+MRdIB", "toy", 1, {"data_path": str(toy), "weighting": "auto"}, runs=toy / "runs")
+
+
+def test_other_code_is_told_and_fresh_forgets(toy, monkeypatch):
+    from mmrec_mrdib.experiment import record
+
+    first = search(toy, 1)
+    assert first.code == [record.code()]
+    monkeypatch.setattr(record, "code", lambda versions=None: "9.9 abcdef0")
+    assert search(toy, 2).code == sorted(["9.9 abcdef0", *first.code])
+    told = []
+    assert search(toy, 1, fresh=True, told=told.append).code == ["9.9 abcdef0"] and len(told) == 1
 
 
 def test_killed_in_the_middle_nothing_is_lost_or_counted_twice(toy):
@@ -176,15 +294,17 @@ def test_a_process_that_is_too_late_to_create_the_tables_opens_them(toy, monkeyp
 
 def test_the_command_writes_what_a_run_can_read(toy, tmp_path, capsys):
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump({**SPACE, "learning_rate": [0.001, 0.01]}))
+    space.write_text(yaml.safe_dump({**SPACE, "learning_rate": [0.001, 0.01], "learning_rate_scheduler": [[0.9, 50]]}))
     out = tmp_path / "out"
-    arguments = ["tune", "--model", "VBPR+MRdIB", "--dataset", "toy", "--data_path", str(toy), "--trials", "4", "--epochs=2",
+    arguments = ["tune", "--model", "VBPR+MRdIB", "--dataset", "toy", "--data_path", str(toy), "--trials", "4", "--epochs=2", "--seed=1",
                  "--embedding_size", "8", "--space", str(space), "--runs", str(tmp_path / "runs"), "--output", str(out)]  # fmt: skip
     assert main(arguments) == 0
     assert "best of 4 trials" in capsys.readouterr().out
     best = yaml.safe_load((out / "best.yaml").read_text())
-    assert set(best) == {"learning_rate", "reg_weight"}
-    assert len((out / "trials.csv").read_text().splitlines()) == 5
+    assert set(best) == {"learning_rate", "reg_weight", "learning_rate_scheduler"}
+    with (out / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and all(json.loads(row["learning_rate_scheduler"]) == [0.9, 50] for row in rows)
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("history.png", "importance.png"))
     again = ["train", "--model", "VBPR", "--dataset", "toy", "--data_path", str(toy), "--epochs=1", "--embedding_size=8",
              "--config_files", str(out / "best.yaml"), "--runs", str(tmp_path / "runs"), "--quiet"]  # fmt: skip
@@ -197,6 +317,8 @@ def test_the_command_writes_what_a_run_can_read(toy, tmp_path, capsys):
         (["--trials", "0"], "expected 1 or more"),
         (["--storage", "nonsense"], "SQLAlchemy URL"),
         (["--space", "absent.yaml"], "no such file"),
+        (["--learning_rate=0.1", "--reg_weight=0"], "leave out at least one of reg_weight, learning_rate"),
+        (["--seed=x"], "--seed=x"),
     ],
 )
 def test_mistakes_are_told_in_one_line(toy, tmp_path, capsys, more, message):

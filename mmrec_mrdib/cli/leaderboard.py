@@ -19,12 +19,12 @@ from mmrec_mrdib.errors import ConfigError
 _EPILOG = """\
 examples:
   mmrec-mrdib leaderboard --models VBPR,MGCN,FREEDOM --datasets ml-100k --seeds 5
-  mmrec-mrdib leaderboard --models VBPR,FREEDOM --datasets ml-100k,baby --data_path data --tune 20 --seeds 5 --jobs 2
+  mmrec-mrdib leaderboard --models Pop,VBPR,FREEDOM --datasets ml-100k,baby --data_path data --tune 20 --seeds 5 --jobs 2
   mmrec-mrdib leaderboard import table2.csv --source "MMRec, table 2"      results of others, shown apart
 
 Every run is a folder in RUNS. The same command trains only what is missing, goes on with what was interrupted, and tries again what
 failed. Parameters of a run are given as --key=value for all data sets, or as --DATASET.key=value for one:
---baby.modalities=image,text. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html in OUTPUT.
+--baby.modalities=image,text; what is given is not searched. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html in OUTPUT.
 """
 
 
@@ -46,6 +46,16 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--tune", type=int, default=0, metavar="N", help="trials of tuning for each model and variant (default: none)"
     )
+    out.add_argument(
+        "--tuning_seed",
+        type=int,
+        metavar="N",
+        help="seed of tuning, not one of --seeds (default: 0, or the next after them)",
+    )
+    out.add_argument(
+        "--pruning", choices=("median", "none"), default="median", help="stop hopeless trials (default: %(default)s)"
+    )
+    out.add_argument("--fresh", action="store_true", help="tune and train anew, also what is complete")
     out.add_argument(
         "--weights",
         choices=("search", "auto", "fixed"),
@@ -98,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from mmrec_mrdib.experiment import leaderboard, tables
+    from mmrec_mrdib.experiment import leaderboard, tables, tune
     from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool
 
     spec = leaderboard.Spec(
@@ -107,6 +117,8 @@ def main(arguments: Sequence[str]) -> int:
         seeds=_seeds(options.seeds),
         variants=_variants(options.variants),
         trials=options.tune,
+        pruning=options.pruning,
+        tuning_seed=options.tuning_seed,
         weights=options.weights or ("search" if options.tune else "fixed"),
         metrics=tuple(m.lower() for m in _names(options.columns, "--columns")),
         values=shared,
@@ -115,17 +127,20 @@ def main(arguments: Sequence[str]) -> int:
         data_path=options.data_path,
         storage=options.storage,
         runs=options.runs,
+        fresh=options.fresh,
     )
     if spec.weights == "search" and not spec.trials:
         raise ConfigError("--weights=search: needs --tune=N")
-    for _ in leaderboard.cells(spec):  # mistakes show before any worker starts
-        pass
+    if spec.tuning_seed is not None and (spec.tuning_seed < 0 or not spec.trials):
+        raise ConfigError(f"--tuning_seed={spec.tuning_seed}: expected a number from 0, and --tune=N")
+    planned = list(leaderboard.cells(spec))  # mistakes show before any worker starts
     if spec.trials:
-        from mmrec_mrdib.experiment import tune
-
-        for cell in leaderboard.cells(spec):
-            tune.search_space(cell.model, spec.weights)
         tune.optuna()
+        for cell in planned:
+            if not cell.space:
+                print(f"{cell.model} on {cell.dataset}: no search space, so not tuned", file=sys.stderr)
+            elif given := [k for k in tune.search_space(cell.model, spec.weights) if k not in cell.space]:
+                print(f"{cell.model} on {cell.dataset}: given, so not searched: {', '.join(given)}", file=sys.stderr)
     logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR)
     pool: Pool
     if options.executor == "ray":
@@ -137,10 +152,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         done = leaderboard.execute(spec, pool, lambda text: print(text, file=sys.stderr, flush=True), threads)
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; complete runs are kept; go on with: {shlex.join(['mmrec-mrdib', 'leaderboard', *arguments])}",
-            file=sys.stderr,
-        )
+        command = shlex.join(["mmrec-mrdib", "leaderboard", *(a for a in arguments if a != "--fresh")])
+        print(f"\ninterrupted; complete runs are kept; go on with: {command}", file=sys.stderr)
         return 130
     built = leaderboard.board(spec, done, shlex.join(["mmrec-mrdib", "leaderboard", *arguments]))
     written = tables.write(built, options.output)

@@ -59,7 +59,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)"
     )
-    out.add_argument("--resume", action="store_true", help="go on from interrupted runs; keep complete ones")
+    out.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from interrupted runs; keep complete ones (without it all are trained anew)",
+    )
     out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
     out.add_argument("--quiet", action="store_true", help="one line a run instead of one an epoch")
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
         "  mmrec-mrdib tune --model VBPR+MRdIB --dataset ml-100k --trials 20\n"
         "  mmrec-mrdib tune --model FREEDOM --dataset baby --data_path data --storage postgresql+psycopg://me@host/optuna\n"
         "  run_mrdib.py --model VBPR --dataset ml-100k --config_files tuned/VBPR+MRdIB-ml-100k/best.yaml\n\n"
-        "Parameters of a run (--key=value) stay as given and are not searched. The search spaces: properties/search/<Model>.yaml.",
+        "Parameters of a run (--key=value, or in --config_files) stay as given and leave the search space. The search spaces:\n"
+        "properties/search/<Model>.yaml. The trials' --seed (default: 0) should be none of those that you test with.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -38,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
         default="search",
         help="MRdIB's weights: part of the search, or automatic (default: %(default)s)",
     )
+    out.add_argument(
+        "--pruning", choices=("median", "none"), default="median", help="stop hopeless trials (default: %(default)s)"
+    )
+    out.add_argument("--fresh", action="store_true", help="forget earlier trials of the same search")
     out.add_argument("--storage", metavar="URL", help="SQLAlchemy URL (default: SQLite in RUNS/optuna.db)")
     out.add_argument("--config_files", nargs="+", default=[], metavar="FILE", help="yaml files with parameters")
     out.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
@@ -50,23 +56,26 @@ def main(arguments: Sequence[str]) -> int:
     if options.trials < 1:
         raise ConfigError(f"--trials={options.trials}: expected 1 or more")
     warnings_only()
-    seed = _seed(values.pop("seed", "1"))
+    seed = _seed(values.pop("seed", "0"))
     folder = options.output or Path("tuned") / f"{options.model}-{options.dataset}"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output={folder}: expected a folder")
 
-    from mmrec_mrdib.experiment import tune
+    from mmrec_mrdib.experiment import record, tune
 
     space = tune.search_space(options.model, options.weights, options.space)
     if options.weights == "auto" and "+" in options.model:
         values["weighting"] = "auto"
+    logging.getLogger(tune.__name__).setLevel(logging.INFO)  # it says what is not searched
     tuned = tune.tune(
         options.model, options.dataset, options.trials, values, options.config_files, options.storage, options.runs, seed,
-        space, lambda text: print(text, file=sys.stderr, flush=True),
+        space, lambda text: print(text, file=sys.stderr, flush=True), options.pruning, options.fresh,
     )  # fmt: skip
     if tuned.trials < options.trials:
         print(f"all {tuned.trials} points of the search space were tried", file=sys.stderr)
-    written = tune.write(tuned, options.model, options.dataset, options.storage, options.runs, folder)
+    if tuned.code != [record.code()]:
+        print(f"trials of other code are among them ({', '.join(tuned.code)}); --fresh forgets them", file=sys.stderr)
+    written = tune.write(tuned, options.model, options.dataset, options.storage, options.runs, folder, seed)
     print(f"best of {tuned.trials} trials: valid {tuned.value:.4f}")
     for key, value in tuned.params.items():
         print(f"  {key}: {value}")

@@ -1,16 +1,19 @@
 """Models by data sets by seeds, tuned with equal budgets, tested in pairs: the board and the runs behind it.
 
 A cell is one model (plain or +MRdIB) on one data set. Its runs are ordinary run folders: one that is complete is not trained again, one that
-was interrupted goes on, and a failed one is tried again by the next call. The test split is read once a run, after all choices.
+was interrupted goes on, and a failed one is tried again by the next call. The test split is read once a run, after all choices, and with
+other seeds than the one that tuned.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import io
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,18 +26,28 @@ import numpy as np
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
-from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment import record, tune
 from mmrec_mrdib.experiment.run import display_name, make_config, prepare, run
+from mmrec_mrdib.experiment.tables import csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import DataSettings
-from mmrec_mrdib.significance import Outcome, holm, paired_bootstrap, paired_t, wilcoxon
+from mmrec_mrdib.significance import (
+    Outcome,
+    holm,
+    holm_level,
+    paired_bootstrap,
+    paired_t,
+    smallest_over_seeds,
+    smallest_over_users,
+    wilcoxon,
+)
 
 logger = logging.getLogger(__name__)
-BOARD_VERSION = 1
+BOARD_VERSION = 2
 WORK = "mmrec_mrdib.experiment.leaderboard:work"
 LEVEL = 0.05
-SEEDS_FOR_T = 5  # with fewer, a t-test over seeds says next to nothing
+LEAST_SEEDS = 5  # with fewer, a t-test over seeds says next to nothing, and no gain is called significant
 VARIANTS = ("plain", "mrdib")
 REPORTED = "reported.csv"  # in the folder of runs: results of others
 
@@ -48,12 +61,15 @@ class Spec:
         datasets: names.
         seeds: of the training.
         variants: 'plain', 'mrdib'.
-        trials: of tuning a cell; 0: no tuning.
+        trials: of tuning a cell; 0: no tuning. Models without a search space are not tuned.
+        pruning: of these trials, see `tune`.
+        tuning_seed: none of `seeds`; none given: 0, or the first number after them.
         weights: MRdIB's weights: 'search' (part of the variant's search space), 'auto' (they set themselves), or 'fixed' (as configured).
-        metrics: of the board, as in 'recall@20'; the first is the one that is judged.
+        metrics: of the board, as in 'recall@20'; all are tested, and p-values corrected over all.
         values, config_files: parameters of all runs; `dataset_values`: of those on one data set.
         data_path: folder of the data sets; those built in are found without.
         storage, runs: see `tune`.
+        fresh: tune and train anew what is complete.
     """
 
     models: tuple[str, ...]
@@ -61,6 +77,8 @@ class Spec:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     variants: tuple[str, ...] = VARIANTS
     trials: int = 0
+    pruning: str = "median"
+    tuning_seed: int | None = None
     weights: str = "fixed"
     metrics: tuple[str, ...] = ("recall@20", "ndcg@20")
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +87,13 @@ class Spec:
     data_path: str | None = None
     storage: str | None = None
     runs: Path = Path("runs")
+    fresh: bool = False
+
+    @property
+    def seed_of_tuning(self) -> int:
+        if self.tuning_seed is not None:
+            return self.tuning_seed
+        return 0 if 0 not in self.seeds else max(self.seeds) + 1
 
 
 @dataclass
@@ -78,6 +103,7 @@ class Cell:
     Attributes:
         model: 'VBPR' or 'VBPR+MRdIB'.
         values: its parameters, without those that tuning finds.
+        space: what tuning searches; empty: it is not tuned.
         tuned: outcome of tuning (see `tune.Tuned`), or None.
         results: seed -> the run's result.
         failures: 'tuning' or 'seed N' -> why.
@@ -86,6 +112,7 @@ class Cell:
     model: str
     dataset: str
     values: dict[str, Any]
+    space: dict[str, list[Any]] = field(default_factory=dict)
     tuned: dict[str, Any] | None = None
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -105,6 +132,10 @@ def cells(spec: Spec) -> Iterator[Cell]:
     Raises:
         ConfigError, DataError: before anything is trained.
     """
+    if spec.trials and spec.seed_of_tuning in spec.seeds:
+        raise ConfigError(
+            f"--tuning_seed={spec.tuning_seed}: is one of the seeds that are tested; a seed that has chosen the parameters favours them"
+        )
     plugins = set(_plugin_parameters())
     for dataset in spec.datasets:
         for base in spec.models:
@@ -122,6 +153,12 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 cell = Cell(f"{base}+{registry.PLUGIN}" if plugged else base, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
                 _check_metrics(spec, config)
+                if spec.trials and tune.has_space(cell.model):
+                    whole = tune.search_space(cell.model, spec.weights)
+                    try:
+                        cell.space = tune.searched(whole, values, tune.given_files(config, spec.config_files))
+                    except ConfigError as error:
+                        raise ConfigError(f"{cell.model} on {dataset}: {error}") from error
                 yield cell
 
 
@@ -164,13 +201,11 @@ def _check_metrics(spec: Spec, config: Config) -> None:
 
 def work(payload: Mapping[str, Any]) -> dict[str, Any]:
     """One task, in a worker: tune a cell, or train it with one seed."""
-    from mmrec_mrdib.experiment import tune
-
+    fresh = payload["fresh"]
     if payload["kind"] == "tune":
-        space = tune.search_space(payload["model"], payload["weights"])
         tuned = tune.tune(
             payload["model"], payload["dataset"], payload["trials"], payload["values"], payload["config_files"], payload["storage"],
-            Path(payload["runs"]), payload["seed"], space,
+            Path(payload["runs"]), payload["seed"], payload["space"], pruning=payload["pruning"], fresh=fresh,
         )  # fmt: skip
         return tuned._asdict() if hasattr(tuned, "_asdict") else dict(vars(tuned))
     config = make_config(
@@ -183,10 +218,10 @@ def work(payload: Mapping[str, Any]) -> dict[str, Any]:
         payload["seed"],
         record.run_hash(config, _fingerprint(config)),
     )
-    if (folder / "result.json").is_file():
+    if (folder / "result.json").is_file() and not fresh:
         result, seconds = record.load_result(folder), 0.0
     else:
-        result = run(config, Path(payload["runs"]), resume=True)
+        result = run(config, Path(payload["runs"]), resume=not fresh)
         seconds = result["total_seconds"]
     if (why := record.diverged(result)) is not None:  # its best epoch is kept, but is no outcome of this configuration
         raise NonFiniteLossError(why)
@@ -214,7 +249,7 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
     """
     board = list(cells(spec))
     tasks: dict[str, tuple[Cell, int | None]] = {}
-    total = len(board) * (len(spec.seeds) + bool(spec.trials))
+    total = sum(len(spec.seeds) + bool(cell.space) for cell in board)
     ended, started, trained = 0, time.monotonic(), 0
 
     def submit(cell: Cell, seed: int | None) -> None:
@@ -227,11 +262,13 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
                 "kind": "tune" if seed is None else "train",
                 "model": cell.model,
                 "dataset": cell.dataset,
-                "seed": spec.seeds[0] if seed is None else seed,
+                "seed": spec.seed_of_tuning if seed is None else seed,
                 "values": {**cell.values, **params, **_limited(cell, spec, threads)},
                 "config_files": list(spec.config_files),
                 "trials": spec.trials,
-                "weights": spec.weights,
+                "pruning": spec.pruning,
+                "space": cell.space,
+                "fresh": spec.fresh,
                 "storage": spec.storage,
                 "runs": str(spec.runs),
                 "threads": threads,
@@ -240,9 +277,13 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
 
     try:
         # The same seed of all cells, then the next: the whole board grows together.
-        for seed in (None,) if spec.trials else spec.seeds:
+        for cell in board:
+            if cell.space:
+                submit(cell, None)
+        for each in spec.seeds:
             for cell in board:
-                submit(cell, seed)
+                if not cell.space:
+                    submit(cell, each)
         while tasks:
             key, outcome = pool.next()
             cell, seed = tasks.pop(key)
@@ -277,12 +318,17 @@ def _short(outcome: dict[str, Any] | Failure, spec: Spec) -> str:
     if isinstance(outcome, Failure):
         return f"FAILED: {outcome.reason}"
     if "params" in outcome:
-        return f"best of {outcome['trials']} trials {outcome['value']:.4f}"
-    valid = record.load_result(outcome["folder"])["valid"]
+        failed = f" ({outcome['failed']} failed)" if outcome["failed"] else ""
+        return f"best of {outcome['trials']} trials{failed} {outcome['value']:.4f}{_foreign(outcome['code'])}"
+    result = record.load_result(outcome["folder"])
+    valid = result["valid"]
     metric = spec.metrics[0] if spec.metrics[0] in valid else next(iter(valid))
-    return f"valid {metric} {valid[metric]:.4f}" + (
-        f" ({outcome['seconds']:.0f} s)" if outcome["seconds"] else " (was there)"
-    )
+    how = f"({outcome['seconds']:.0f} s)" if outcome["seconds"] else "(was there)"
+    return f"valid {metric} {valid[metric]:.4f} {how}{_foreign(record.codes(result))}"
+
+
+def _foreign(codes: Sequence[str]) -> str:
+    return "" if list(codes) == [record.code()] else f"; by other code: {', '.join(codes)}"
 
 
 def _left(ended: int, total: int, started: float, trained: int) -> str:
@@ -298,13 +344,21 @@ def _left(ended: int, total: int, started: float, trained: int) -> str:
 def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]:
     """Rows and comparisons, as plain values: what every form of output is made of."""
     rows = [_row(cell, spec) for cell in done]
+    used = sorted({code for row in rows for code in row["code"]})
+    for row in rows:
+        if used != [record.code()] and row["code"]:
+            row["notes"].append(f"code {', '.join(row['code'])}")
     rows += _reported_rows(spec)
     return {
         "version": BOARD_VERSION,
         "command": command,
+        "code": record.code(),
+        "codes": used,
         "metrics": list(spec.metrics),
         "seeds": list(spec.seeds),
         "trials": spec.trials,
+        "pruning": spec.pruning,
+        "tuning_seed": spec.seed_of_tuning if spec.trials else None,
         "weights": spec.weights,
         "rows": rows,
         "comparisons": _comparisons(spec, done),
@@ -324,6 +378,10 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
         "variant": cell.variant,
         "status": "complete" if complete else "incomplete" if results else "failed",
         "reasons": reasons,
+        "notes": ["not tuned: no search space"] if spec.trials and not cell.space else [],
+        "code": sorted(
+            {code for r in results.values() for code in record.codes(r)}.union((cell.tuned or {"code": ()})["code"])
+        ),
         "seeds": list(results),
         "folders": [r["folder"] for r in results.values()],
         "values": values,
@@ -335,13 +393,15 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
 
 
 def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
-    """+MRdIB against its backbone: every data set, backbone and metric; p-values adjusted over all of them (Holm)."""
+    """+MRdIB against its backbone: every data set, backbone and metric."""
     by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
-    out: list[dict[str, Any]] = []
+    found: list[Compared] = []
+    pairs = 0
     for (dataset, backbone, variant), cell in by_name.items():
         plain = by_name.get((dataset, backbone, "plain"))
         if variant != "mrdib" or plain is None:
             continue
+        pairs += 1
         seeds = [s for s in cell.results if s in plain.results]
         if not seeds:
             continue
@@ -351,28 +411,79 @@ def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
             after = np.array([cell.results[s]["test"][metric] for s in seeds])
             # One difference a user, averaged over the seeds: users are what a larger sample would have more of.
             users = np.mean([d[metric] for d in per_user], axis=0)
-            over_seeds = paired_t(after - before) if len(seeds) >= SEEDS_FOR_T else None
-            out.append(
-                {
-                    "dataset": dataset,
-                    "backbone": backbone,
-                    "metric": metric,
-                    "seeds": seeds,
-                    "difference": float((after - before).mean()),
-                    "gain": float(after.mean() / before.mean() - 1) if before.mean() else None,
-                    "bootstrap": _plain(paired_bootstrap(users)),
-                    "wilcoxon": _plain(wilcoxon(users)),
-                    "t": None if over_seeds is None else _plain(over_seeds),
-                }
-            )
+            one = compare(before, after, users, len(spec.seeds))
+            one.entry = {"dataset": dataset, "backbone": backbone, "metric": metric, "seeds": seeds} | one.entry
+            found.append(one)
+    return decide(found, pairs * len(spec.metrics))
+
+
+@dataclass
+class Compared:
+    """One comparison.
+
+    Attributes:
+        entry: of the board.
+        seeds: (S,) differences by seed; users: (N,) by user.
+        before: mean of the plain model.
+    """
+
+    entry: dict[str, Any]
+    seeds: np.ndarray
+    users: np.ndarray
+    before: float
+
+
+def compare(before: np.ndarray, after: np.ndarray, users: np.ndarray, asked: int) -> Compared:
+    """The tests of one comparison, uncorrected, and what it lacks to be called significant whatever they say.
+
+    Args:
+        before, after: (S,) a metric of the plain model and of the variant, by seed.
+        users: (N,) mean difference of each user.
+        asked: seeds that were asked for.
+    """
+    seeds = after - before
+    enough = len(seeds) >= LEAST_SEEDS
+    missing = [f"{len(seeds)} of {asked} seeds"] if len(seeds) < asked else []
+    missing += [] if enough else [f"fewer than {LEAST_SEEDS} seeds"]
+    entry = {
+        "difference": float(seeds.mean()),
+        "gain": float(after.mean() / before.mean() - 1) if before.mean() else None,
+        "bootstrap": _plain(paired_bootstrap(users)),
+        "wilcoxon": _plain(wilcoxon(users)),
+        "t": _plain(paired_t(seeds)) if enough else None,
+        "missing": missing,
+    }
+    return Compared(entry, seeds, users, float(before.mean()))
+
+
+def decide(found: Sequence[Compared], family: int) -> list[dict[str, Any]]:
+    """Entries of the board: p-values corrected (Holm), each kind of test by itself; which differences are significant, what the others lack,
+    and the smallest gain that would have been.
+
+    A difference is significant if all seeds asked for are there, five or more, and both the bootstrap over users and the t-test over seeds say so.
+    The t-test alone keeps the level for another draw of seeds; a second condition can only lower the rate of false alarms.
+
+    Args:
+        family: comparisons that were asked for. Those that failed count, with p = 1: a failure must not make the others significant.
+    """
+    entries = copy.deepcopy([one.entry for one in found])
     for test in ("bootstrap", "wilcoxon", "t"):
-        family = [c[test] for c in out if c[test] is not None]
-        for entry, adjusted in zip(family, holm([entry["p"] for entry in family]), strict=True):
-            entry["p_holm"] = adjusted
-    for entry in out:
-        tests = [entry["bootstrap"], *([entry["t"]] if entry["t"] else [])]
-        entry["significant"] = all(test["p_holm"] < LEVEL for test in tests)
-    return out
+        tests = [entry[test] for entry in entries if entry[test] is not None]
+        p = [t["p"] for t in tests] + [1.0] * (family - len(tests))
+        for n, (t, adjusted) in enumerate(zip(tests, holm(p), strict=False)):
+            t["p_holm"], t["level"] = adjusted, holm_level(p[:n] + p[n + 1 :], LEVEL)
+    for one, entry in zip(found, entries, strict=True):
+        smallest = math.inf
+        if not entry["missing"]:
+            smallest = max(
+                smallest_over_seeds(one.seeds, entry["t"]["level"]),
+                smallest_over_users(one.users, entry["bootstrap"]["level"]),
+            )
+            both = {"users": entry["bootstrap"], "seeds": entry["t"]}
+            entry["missing"] = [f"p {t['p_holm']:.2g} over {name}" for name, t in both.items() if t["p_holm"] >= LEVEL]
+        entry["smallest"] = smallest / one.before if math.isfinite(smallest) and one.before else None
+        entry["significant"] = not entry["missing"]
+    return entries
 
 
 def _plain(outcome: Outcome) -> dict[str, float | None]:
@@ -419,7 +530,7 @@ def import_reported(file: Path, runs: Path, source: str | None) -> int:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(kept.values())
+    writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in kept.values())
     write_atomically(path, buffer.getvalue().encode())
     return len(rows)
 
@@ -445,7 +556,7 @@ def _read_reported(file: Path, source: str | None) -> list[dict[str, str]]:
         )
     out = []
     for number, line in lines:
-        row = {name: str(line.get(name) or "").strip() for name in _COLUMNS}
+        row = {name: csv_text(str(line.get(name) or "").strip()) for name in _COLUMNS}
         row["metric"] = row["metric"].lower()
         row["source"] = row["source"] or source or ""
         if not row["source"]:
@@ -488,6 +599,8 @@ def _reported_rows(spec: Spec) -> list[dict[str, Any]]:
                 "variant": "reported",
                 "status": "reported",
                 "reasons": [],
+                "notes": [],
+                "code": [],
                 "seeds": sorted({r["seed"] for r in rows if r["seed"]}),
                 "folders": [],
                 "values": values,

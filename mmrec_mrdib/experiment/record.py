@@ -4,12 +4,13 @@ runs/<model>-<dataset>-<seed>-<hash>/
     result.json     everything about the run; there only when the run is complete
     per_user.npz    each test user's metrics: `users` (tokens), `metrics` (names), `values` (N, metrics)
     best.pt         weights of the best epoch (tensors and plain values)
-    last.pt         state to resume from; there only while the run is incomplete
+    last.pt         state to resume from, and code.txt: the code that trained so far; there only while the run is incomplete
     log.txt curves.png tensorboard/
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrec_mrdib import paths, process
+from mmrec_mrdib import __version__, paths, process
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.errors import CheckpointError, DataError
 from mmrec_mrdib.paths import write_atomically
@@ -131,10 +132,9 @@ def run_folder(root: Path, model: str, dataset: str, seed: int, digest: str) -> 
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
-    out = {"python": platform.python_version()}
+    """Versions of everything that can change a number, and the `commit` under 'git' where there is one."""
+    out = {"python": platform.python_version(), "mmrec-mrdib": __version__}
     for package in (
-        "mmrec-mrdib",
         "torch",
         "recbole",
         "numpy",
@@ -147,12 +147,42 @@ def versions() -> dict[str, str]:
             out[package] = version(package)
         except PackageNotFoundError:
             continue
+    return out | ({"git": git} if (git := commit()) else {})
+
+
+@functools.cache  # of the code that was loaded, whatever becomes of the files later
+def commit() -> str:
+    """Hash of the commit that runs; with changed files '-dirty-' and 8 digits that change with the changes; '' outside a checkout."""
     root = paths.PACKAGE.parent
-    if (root / ".git").exists():
-        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if git.returncode == 0:
-            out["git"] = git.stdout.strip()
-    return out
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), "--no-optional-locks", *words]
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode(errors="replace").strip()
+
+    code = ("mmrec_mrdib", "properties")  # nothing else changes a number
+    try:
+        head = git("rev-parse", "HEAD")
+        if not (changed := git("status", "--porcelain", "--", *code)):
+            return head
+        changes = f"{changed}\n{git('diff', 'HEAD', '--', *code)}"
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{head}-dirty-{hashlib.blake2b(changes.encode(), digest_size=4).hexdigest()}"
+
+
+def code(versions: Mapping[str, str] | None = None) -> str:
+    """'0.1.0 2a0cd02': package and commit that run, or those in a result's `versions`. Another text: another code."""
+    if versions is None:
+        versions = {"mmrec-mrdib": __version__, "git": commit()}
+    head, dash, dirty = versions.get("git", "").partition("-")
+    return f"{versions.get('mmrec-mrdib', 'unknown')} {head[:7]}{dash}{dirty}".strip()
+
+
+def codes(result: Mapping[str, Any]) -> list[str]:
+    """Of all code that a result comes from: several where a run was resumed by another code than began it."""
+    return list(result.get("code") or [code(result.get("versions", {}))])
 
 
 def write_per_user(path: Path, tokens: np.ndarray, per_user: Mapping[str, np.ndarray]) -> None:

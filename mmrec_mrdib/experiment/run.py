@@ -139,8 +139,14 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     fingerprint = splits.dataset.fingerprint(splits.parts)
     folder = record.run_folder(runs, name, config["dataset"], seed, record.run_hash(config, fingerprint))
     if resume and (folder / "result.json").is_file():
+        found = record.load_result(folder)
         logger.info("%s: complete already, its result is used", folder)
-        return record.load_result(folder) | {"folder": str(folder)}
+        if (codes := record.codes(found)) != [record.code()]:
+            logger.warning(
+                "%s: trained by other code (%s; this is %s); without --resume it is trained anew",
+                folder, ", ".join(codes), record.code(),
+            )  # fmt: skip
+        return found | {"folder": str(folder)}
     model = _seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None:
         _check_new_items(model)
@@ -150,9 +156,11 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
         raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
     if not resume:
         _clear(folder)
+    codes = _codes(folder)
     config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
+        logger.info("code %s", ", then ".join(codes))
         logger.info(
             "%d users, %d items, %d train, %d valid, %d test interactions; device %s, %d threads",
             splits.dataset.user_num - 1, splits.dataset.item_num - 1, *(len(p) for p in splits.parts),
@@ -173,7 +181,7 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             logger.warning("%s. Epoch %d, the best so far, is kept", error, trainer.best_epoch)
         finally:
             trainer.tensorboard.close()
-        result = _finish(config, splits, trainer, folder, fingerprint, started)
+        result = _finish(config, splits, trainer, folder, fingerprint, started, codes)
     return result | {"folder": str(folder)}
 
 
@@ -210,6 +218,11 @@ def popularity(config: Config, splits: Splits) -> dict[str, float]:
     return rank(scorer, splits.valid, metrics, list(config["topk"]), user_field).means
 
 
+def build(config: Config) -> Any:
+    """Data and model as `run` makes them, and no more: raises what would fail the run before its first step."""
+    return _seeded_model(config, _seeded_splits(config))
+
+
 def _seeded_splits(config: Config) -> Splits:
     from recbole.utils import init_seed
 
@@ -228,7 +241,13 @@ def _seeded_model(config: Config, splits: Splits) -> Any:
 
 
 def _finish(
-    config: Config, splits: Splits, trainer: MRdIBTrainer, folder: Path, fingerprint: str, started: float
+    config: Config,
+    splits: Splits,
+    trainer: MRdIBTrainer,
+    folder: Path,
+    fingerprint: str,
+    started: float,
+    codes: list[str],
 ) -> dict[str, Any]:
     trainer.load_best()
     test_started = time.perf_counter()
@@ -264,6 +283,7 @@ def _finish(
             "notes": splits.dataset.notes,
         },
         "versions": record.versions(),
+        "code": codes,
         "config": record.config_values(config),
         "epochs": epochs,
     }
@@ -290,7 +310,8 @@ def _finish(
     logger.info("best epoch %d; test: %s", trainer.best_epoch, metrics)
     _against_popularity(trainer, best["valid"])
     record.write_json(folder / "result.json", result)  # last: its presence says that the run is complete
-    (folder / "last.pt").unlink(missing_ok=True)
+    for name in ("last.pt", "code.txt"):
+        (folder / name).unlink(missing_ok=True)
     return result
 
 
@@ -306,6 +327,17 @@ def _against_popularity(trainer: MRdIBTrainer, valid: Mapping[str, float]) -> No
         )  # fmt: skip
 
 
+def _codes(folder: Path) -> list[str]:
+    """The code that began the run in the folder, those that went on, and this one; noted there for the next."""
+    path = folder / "code.txt"
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() and (folder / "last.pt").is_file() else []
+    codes = list(dict.fromkeys([*before, record.code()]))
+    if len(codes) > 1:
+        logger.warning("%s: goes on from what other code trained (%s)", folder, ", ".join(codes[:-1]))
+    write_atomically(path, "\n".join(codes).encode())
+    return codes
+
+
 def _check_new_items(model: Any) -> None:
     """Before training: whether the model can rank items it was not trained on."""
     if not isinstance(model, MultimodalRecommender):
@@ -318,7 +350,7 @@ def _check_new_items(model: Any) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run of the same name wrote, the result first: it vouches for the rest."""
-    for name in ("result.json", "last.pt", "best.pt", "per_user.npz", "curves.png", "log.txt"):
+    for name in ("result.json", "last.pt", "code.txt", "best.pt", "per_user.npz", "curves.png", "log.txt"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,37 @@ def write(board: Board, folder: Path) -> list[Path]:
         write_atomically(folder / name, text.encode())
     record.write_json(folder / "leaderboard.json", board)
     return [folder / name for name in NAMES]
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a CSV cell: lists and mappings as JSON, and text that a spreadsheet would execute as text (a quote before it)."""
+    if isinstance(value, list | tuple | dict):
+        value = json.dumps(value)
+    if isinstance(value, str) and value.startswith(_EXECUTED) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def csv_text(cell: str) -> str:
+    """The text of a cell that `csv_cell` wrote."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_EXECUTED) else cell
+
+
+_EXECUTED = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip()
+
+
+def _md(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(re.sub(r"([`*])", r"\\\1", escaped).split())
 
 
 def title(metric: str) -> str:
@@ -68,18 +101,35 @@ def _gain(board: Board, row: Mapping[str, Any], metric: str) -> tuple[str, bool]
     return f"{found['gain']:+.1%}".replace("%", " %"), found["significant"] and found["gain"] > 0
 
 
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _smallest(board: Board, row: Mapping[str, Any]) -> str:
+    """'2.1 % / 3.0 %': by metric, the smallest gain that would have been significant; or why none could be."""
+    found = [c for m in board["metrics"] if (c := _comparison(board, row, m)) is not None]
+    if row["variant"] != "mrdib":
+        return ""
+    if any(c["smallest"] is not None for c in found):
+        return " / ".join("–" if c["smallest"] is None else _percent(c["smallest"]) for c in found)
+    missing = dict.fromkeys(m for c in found for m in c["missing"])
+    return f"none: {', '.join(missing)}" if missing else "none: nothing to compare with"
+
+
 def _name(row: Mapping[str, Any]) -> str:
     return row["model"] if row["variant"] != "reported" else f"{row['model']} (reported: {row['source']})"
 
 
 def _state(row: Mapping[str, Any]) -> str:
     seeds = len(row["seeds"])
-    if row["status"] == "reported":
-        return "reported"
-    if row["status"] == "complete":
-        return f"{seeds} seed{'s' if seeds != 1 else ''}"
     reasons = "; ".join(row["reasons"])
-    return f"{row['status']}, {seeds} seeds: {reasons}" if seeds else f"failed: {reasons}"
+    if row["status"] == "reported":
+        state = "reported"
+    elif row["status"] == "complete":
+        state = f"{seeds} seed{'s' if seeds != 1 else ''}"
+    else:
+        state = f"{row['status']}, {seeds} seeds: {reasons}" if seeds else f"failed: {reasons}"
+    return "; ".join([state, *row["notes"]])
 
 
 def _p(test: Mapping[str, Any] | None) -> str:
@@ -94,34 +144,40 @@ def _effect(test: Mapping[str, Any] | None) -> str:
 
 NOTE = (
     "Test split, read once a run, at the epoch best on validation; mean ± standard deviation over seeds. Bold: a gain over the plain backbone "
-    "that is significant (p < 0.05 after Holm's correction over the whole board) in the paired bootstrap over users and, with five seeds or more, in the "
-    "paired t-test over seeds."
+    "that is significant: all seeds asked for are there, five or more, and both the paired bootstrap over users and the paired t-test over seeds have p < 0.05 "
+    "after Holm's correction over the whole board. Smallest: the gain, by metric, from which on this board would have called it significant."
 )
 
 
 def _budget(board: Board) -> str:
+    made = f"Made by version {board['code']}"
+    made += "." if board["codes"] in ([], [board["code"]]) else f"; runs are by {', '.join(board['codes'])}."
     if not board["trials"]:
-        return "No tuning: every model at its configured parameters."
+        return f"No tuning: every model at its configured parameters. {made}"
     how = {
         "search": "MRdIB's weights are part of the variant's search",
         "auto": "MRdIB's weights set themselves",
         "fixed": "MRdIB's weights are fixed",
     }
-    return f"{board['trials']} trials of tuning on validation for each model and variant; {how[board['weights']]}."
+    return (
+        f"{board['trials']} trials of tuning on validation for each model and variant, with seed {board['tuning_seed']}, which is not tested"
+        f"{'' if board['pruning'] == 'median' else ', none stopped early'}; {how[board['weights']]}. {made}"
+    )
 
 
 def markdown(board: Board) -> str:
     """Two tables a data set: values with gains, and the tests."""
     lines = [NOTE, "", _budget(board), ""]
     if board["command"]:
-        lines += ["```", board["command"], "```", ""]
+        fence = max(["```", *(f"{run}`" for run in re.findall("`+", board["command"]))], key=len)
+        lines += [fence, board["command"], fence, ""]
     metrics = board["metrics"]
     for dataset, rows in _datasets(board):
         lines += [
-            f"### {dataset}",
+            f"### {_md(dataset)}",
             "",
-            f"| | {' | '.join(map(title, metrics))} | |",
-            f"|---|{'---|' * (len(metrics) + 1)}",
+            f"| | {' | '.join(map(title, metrics))} | smallest | |",
+            f"|---|{'---|' * (len(metrics) + 2)}",
         ]
         for row in rows:
             columns = []
@@ -130,7 +186,9 @@ def markdown(board: Board) -> str:
                 if gain is not None:
                     text += f" (**{gain[0]}**)" if gain[1] else f" ({gain[0]})"
                 columns.append(text)
-            lines.append(f"| {_name(row)} | {' | '.join(columns)} | {_state(row)} |")
+            lines.append(
+                f"| {_md(_name(row))} | {' | '.join(columns)} | {_smallest(board, row)} | {_md(_state(row))} |"
+            )
         lines.append("")
     if board["comparisons"]:
         lines += [
@@ -138,16 +196,17 @@ def markdown(board: Board) -> str:
             "",
             "p-values after Holm's correction; d: Cohen's d of the paired differences.",
             "",
-            "| data set | backbone | metric | gain | users: bootstrap p | Wilcoxon p | d | seeds: t-test p | d |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| data set | backbone | metric | gain | smallest | users: bootstrap p | Wilcoxon p | d | seeds: t-test p | d | not significant for |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for c in board["comparisons"]:
             shown = "–" if c["gain"] is None else f"{c['gain']:+.1%}".replace("%", " %")
             if c["significant"] and c["difference"] > 0:
                 shown = f"**{shown}**"
             lines.append(
-                f"| {c['dataset']} | {c['backbone']} | {title(c['metric'])} | {shown} | {_p(c['bootstrap'])} | {_p(c['wilcoxon'])} "
-                f"| {_effect(c['bootstrap'])} | {_p(c['t'])} | {_effect(c['t'])} |"
+                f"| {_md(c['dataset'])} | {_md(c['backbone'])} | {title(c['metric'])} | {shown} "
+                f"| {'–' if c['smallest'] is None else _percent(c['smallest'])} | {_p(c['bootstrap'])} | {_p(c['wilcoxon'])} "
+                f"| {_effect(c['bootstrap'])} | {_p(c['t'])} | {_effect(c['t'])} | {', '.join(c['missing'])} |"
             )
         lines.append("")
     tuned = [row for row in board["rows"] if row["tuned"]]
@@ -155,14 +214,16 @@ def markdown(board: Board) -> str:
         lines += [
             "### Tuned parameters",
             "",
-            "| data set | model | trials (stopped early) | best valid | parameters |",
+            "| data set | model | trials (stopped early, failed) | best valid | parameters |",
             "|---|---|---|---|---|",
         ]
         for row in tuned:
             t = row["tuned"]
-            params = ", ".join(f"{k} {v}" for k, v in t["params"].items())
+            params = ", ".join(
+                _md(f"{k} {v if isinstance(v, int | float) else json.dumps(v)}") for k, v in t["params"].items()
+            )
             lines.append(
-                f"| {row['dataset']} | {row['model']} | {t['trials']} ({t['pruned']}) | {t['value']:.4f} | {params} |"
+                f"| {_md(row['dataset'])} | {_md(row['model'])} | {t['trials']} ({t['pruned']}, {t['failed']}) | {t['value']:.4f} | {params} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -172,22 +233,15 @@ def tidy(board: Board) -> str:
     """One row per model, data set, metric and seed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["dataset", "model", "backbone", "variant", "metric", "seed", "value", "source", "folder"])
+    writer.writerow(["dataset", "model", "backbone", "variant", "metric", "seed", "value", "source", "folder", "code"])
     for row in board["rows"]:
         for metric, values in row["values"].items():
             for n, value in enumerate(values):
                 seed = row["seeds"][n] if n < len(row["seeds"]) else ""
                 folder = row["folders"][n] if n < len(row["folders"]) else ""
-                writer.writerow(
-                    [
-                        *(row[k] for k in ("dataset", "model", "backbone", "variant")),
-                        metric,
-                        seed,
-                        value,
-                        row["source"],
-                        folder,
-                    ]
-                )
+                named = [row[k] for k in ("dataset", "model", "backbone", "variant")]
+                cells = [*named, metric, seed, value, row["source"], folder, ", ".join(row["code"])]
+                writer.writerow(map(csv_cell, cells))
     return buffer.getvalue()
 
 
@@ -199,12 +253,12 @@ def latex(board: Board) -> str:
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{_tex(NOTE)} {_tex(_budget(board))}}}",
-        f"  \\begin{{tabular}}{{l{'l' * len(metrics)}}}",
+        f"  \\begin{{tabular}}{{l{'l' * len(metrics)}l}}",
         "    \\toprule",
-        f"    & {' & '.join(_tex(title(m)) for m in metrics)} \\\\",
+        f"    & {' & '.join(_tex(title(m)) for m in metrics)} & smallest \\\\",
     ]
     for dataset, rows in _datasets(board):
-        lines += ["    \\midrule", f"    \\multicolumn{{{len(metrics) + 1}}}{{l}}{{\\emph{{{_tex(dataset)}}}}} \\\\"]
+        lines += ["    \\midrule", f"    \\multicolumn{{{len(metrics) + 2}}}{{l}}{{\\emph{{{_tex(dataset)}}}}} \\\\"]
         for row in rows:
             columns = []
             for metric in metrics:
@@ -213,7 +267,9 @@ def latex(board: Board) -> str:
                     shown = _tex(gain[0]).replace(" \\%", "\\,\\%").replace("-", "$-$")
                     text += f" (\\textbf{{{shown}}})" if gain[1] else f" ({shown})"
                 columns.append(text)
-            lines.append(f"    {_tex(_name(row))} & {' & '.join(columns)} \\\\")
+            smallest = _tex(_smallest(board, row)).replace(" \\%", "\\,\\%").replace("–", "--")
+            notes = _tex("".join(f"; {note}" for note in row["notes"]))
+            lines.append(f"    {_tex(_name(row))}{notes} & {' & '.join(columns)} & {smallest} \\\\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 
@@ -241,6 +297,7 @@ def terminal(board: Board) -> Group:
         table.add_column("model", no_wrap=True)
         for metric in board["metrics"]:
             table.add_column(title(metric), justify="right")
+        table.add_column("smallest", justify="right")
         table.add_column("")
         for row in rows:
             columns = []
@@ -250,8 +307,9 @@ def terminal(board: Board) -> Group:
                     text += f" [bold]({gain[0]})[/bold]" if gain[1] else f" ({gain[0]})"
                 columns.append(text)
             table.add_row(
-                escape(_name(row)), *columns, escape(_state(row)), style="dim" if row["variant"] == "reported" else None
-            )
+                escape(_name(row)), *columns, escape(_smallest(board, row)), escape(_state(row)),
+                style="dim" if row["variant"] == "reported" else None,
+            )  # fmt: skip
         tables.append(table)
     return Group(*tables)
 
@@ -283,10 +341,11 @@ def page(board: Board, folder: Path) -> str:
                 "significant": bool(gain and gain[1]),
                 "tests": ""
                 if found is None
-                else f"users: bootstrap p {_p(found['bootstrap'])}, Wilcoxon p {_p(found['wilcoxon'])}; seeds: t-test p {_p(found['t'])} (Holm)",
+                else f"users: bootstrap p {_p(found['bootstrap'])}, Wilcoxon p {_p(found['wilcoxon'])}; seeds: t-test p {_p(found['t'])} (Holm)"
+                + (f"; not significant for: {', '.join(found['missing'])}" if found["missing"] else ""),
             }
         rows.append(
-            {**{k: row[k] for k in ("dataset", "model", "variant", "source", "status")}, "state": _state(row),
+            {**{k: row[k] for k in ("dataset", "model", "variant", "source", "status")}, "state": _state(row), "smallest": _smallest(board, row),
              "runs": [{"seed": s, "href": h} for s, h in zip(row["seeds"], links, strict=False)], "cells": cells}
         )  # fmt: skip
     environment = jinja2.Environment(

@@ -1,13 +1,15 @@
 """Hyper-parameter search on the validation split, with Optuna: resumable, shareable between machines, the same for every variant.
 
-A study is one model on one data set with one set of fixed parameters; its name has a hash of all of that, so that another question
-never continues an old answer. The budget counts finished trials (complete, pruned, diverged): what a killed process left open is
-tried again and not counted. The test split is not read.
+A study is one model on one data set with one set of given parameters; its name has a hash of all of that, so that another question
+never continues an old answer. What is given is not searched. The budget counts finished trials (complete, pruned, failed, diverged):
+what a killed process left open is tried again and not counted. The test split is not read.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -26,9 +28,12 @@ import yaml
 
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.compat import plain
-from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
+from mmrec_mrdib.config import Config
+from mmrec_mrdib.errors import ConfigError, MRdIBError, NonFiniteLossError, listed
 from mmrec_mrdib.experiment import record
-from mmrec_mrdib.experiment.run import best_on_valid, make_config, prepare
+from mmrec_mrdib.experiment.run import best_on_valid, build, make_config, prepare
+from mmrec_mrdib.experiment.tables import csv_cell
+from mmrec_mrdib.mrdib.weighting import TERMS
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import read_yaml
 
@@ -36,10 +41,15 @@ logger = logging.getLogger(__name__)
 # What two processes get that both find an empty database and both create its tables: one of them is too late.
 _TOO_LATE = ("IntegrityError", "ProgrammingError", "StorageInternalError")
 _HEARTBEAT = 20  # seconds; a trial whose process was not heard of for three of them is lost
-_PROCESS, _DUPLICATE, _DIVERGED = "process", "duplicate_of", "diverged"  # of a trial
+_PROCESS, _DUPLICATE, _FAILED, _DIVERGED, _CODE = "process", "duplicate_of", "failed", "diverged", "code"  # of a trial
 _RETRIED = "retried"  # of the study: failed trials whose points were queued again
 _WARMUP_EPOCHS = 10  # no trial is pruned before
 _PATIENCE = 5  # trials that are never pruned
+PRUNING = ("median", "none")
+# What an impossible point may raise: it costs the point its trial. A full disk or a lost database is not the point's fault.
+_IMPOSSIBLE = (MRdIBError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError)
+# Weights of the plug-in that are a parameter of the backbone: the same term of the loss twice. Searched over the same values.
+TWINS = {"FREEDOM": {"unique_weight": "reg_weight"}}
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,10 @@ class Tuned:
         params: the best trial's values.
         value: its valid score.
         trials: finished trials that count against the budget.
-        pruned, diverged: how many of these were stopped early, or became NaN.
+        pruned, failed: how many of these were stopped early, or were impossible points.
+        diverged: how many of those that failed became NaN.
         seconds: time of all trials together.
+        code: that ran the trials, see `record.code`.
     """
 
     study: str
@@ -60,8 +72,10 @@ class Tuned:
     value: float
     trials: int
     pruned: int
+    failed: int
     diverged: int
     seconds: float
+    code: list[str]
 
 
 def optuna() -> Any:
@@ -74,13 +88,17 @@ def optuna() -> Any:
         import optuna as library
     except ImportError as error:
         raise ConfigError("tuning needs Optuna: pip install 'mmrec-mrdib[tune]'") from error
-    library.logging.set_verbosity(library.logging.WARNING)
+    library.logging.set_verbosity(library.logging.ERROR)  # what fails a trial is told by us, or raised
     warnings.filterwarnings("ignore", category=library.exceptions.ExperimentalWarning)  # heartbeats, since 2021
     return library
 
 
 def search_space(model: str, weights: str = "search", file: Path | None = None) -> dict[str, list[Any]]:
     """Parameter -> the values to choose from.
+
+    Where a weight of the plug-in is a parameter of the backbone (`TWINS`), the variant searches that weight over the backbone's values and
+    leaves the parameter at 0, so that their sum can reach what the plain model reaches, and no more. Automatic weights are multiples of the
+    backbone's losses: there the parameter is searched as for the plain model.
 
     Args:
         model: 'VBPR' or 'VBPR+MRdIB'; the variant has its backbone's space and its own.
@@ -96,7 +114,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
     else:
         folder = paths.properties_dir() / "search"
         own = folder / f"{base}.yaml"
-        if not own.is_file():
+        if not has_space(model):
             known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.stem != registry.PLUGIN))
             raise ConfigError(
                 f"no search space for {base} in {folder}; give one with --space=FILE.yaml. Known: {known}"
@@ -104,10 +122,41 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
         space = read_yaml(own)
         if plugged and weights == "search":
             space |= read_yaml(folder / f"{registry.PLUGIN}.yaml")
+            for weight, parameter in TWINS.get(base, {}).items():
+                space |= {weight: space[parameter], parameter: [0.0]}
     for key, values in space.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"search space: {key}: expected a list of values, found {values!r}")
     return space
+
+
+def has_space(model: str) -> bool:
+    """Whether properties/search/ has a search space for the model (or the variant's backbone)."""
+    return (paths.properties_dir() / "search" / f"{registry.split_variant(model)[0]}.yaml").is_file()
+
+
+def searched(
+    space: Mapping[str, Sequence[Any]], values: Mapping[str, Any], files: Sequence[Path]
+) -> dict[str, list[Any]]:
+    """The part of a space that is not given: what the user sets, as a value or in a file (see `given_files`), stays as it is.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    given = set(values).union(*(read_yaml(file) for file in files))
+    left = {k: list(v) for k, v in space.items() if k not in given}
+    if len(left) < len(space) and all(len(v) == 1 for v in left.values()):
+        raise ConfigError(
+            f"nothing is left to search: all of the search space is given ({', '.join(k for k in space if k in given)}); "
+            f"leave out at least one of {', '.join(k for k, v in space.items() if len(v) > 1)}"
+        )
+    return left
+
+
+def given_files(config: Config, config_files: Sequence[str | Path]) -> list[Path]:
+    """The user's yaml files of a run: `config_files`, and the one beside the data."""
+    beside = Path(config["data_path"]) / f"{config['dataset']}.yaml"
+    return [*map(Path, config_files), *([beside] if beside.is_file() else [])]
 
 
 def tune(
@@ -121,36 +170,46 @@ def tune(
     seed: int = 1,
     space: Mapping[str, Sequence[Any]] | None = None,
     told: Callable[[str], None] = lambda text: None,
+    pruning: str = "median",
+    fresh: bool = False,
 ) -> Tuned:
     """Search until `trials` are finished, counting those that the storage has already.
 
     Each trial trains with the same seed and is judged by the best valid score of its epochs; the median rule stops hopeless ones
-    early. Proposals come from TPE with a seed of their own for each trial, so that an interrupted search goes on as it would have
+    early. A point that cannot be built or trained is a failed trial, counted and never tried again. Proposals come from TPE with a seed of their own for each trial, so that an interrupted search goes on as it would have
     gone. A point that was tried before is not trained again and does not count; a small space may be exhausted before the budget is.
 
     Args:
-        values, config_files: parameters that stay as they are, see `Config`.
+        values, config_files: parameters that stay as they are, see `Config`; they leave the search space.
         storage: an SQLAlchemy URL; none: SQLite in `runs`/optuna.db. Several processes and machines may share one.
         seed: of the training and of the proposals.
         told: hears of each finished trial.
+        pruning: 'median' or 'none'.
+        fresh: forget the earlier trials of this study.
 
     Raises:
-        ConfigError: no Optuna, no such storage, or no trial succeeded.
+        ConfigError: no Optuna, no such storage, nothing left to search, or no trial succeeded.
+        MRdIBError: what would fail every trial, as a data set that is not there.
     """
     library = optuna()
-    space = dict(search_space(model) if space is None else space)
-    fixed = {k: v for k, v in (values or {}).items() if k not in space}
-    # A value of the space that does not exist must show now, not in the middle of the search.
-    probe = make_config(model, dataset, seed, config_files, fixed | {k: v[0] for k, v in space.items()})
-    bigger = bool(probe["valid_metric_bigger"])
-    name = study_name(model, dataset, seed, config_files, fixed, space)
+    whole = search_space(model) if space is None else space
+    fixed = dict(values or {})
+    files = given_files(make_config(model, dataset, seed, config_files, fixed), config_files)
+    space = searched(whole, fixed, files)
+    if held := [k for k in whole if k not in space]:
+        logger.info("%s on %s: given, so not searched: %s", model, dataset, ", ".join(held))
+    bigger = bool(_probe(model, dataset, seed, config_files, fixed, space)["valid_metric_bigger"])
+    name = study_name(model, dataset, seed, config_files, fixed, space, pruning)
     runs.mkdir(parents=True, exist_ok=True)
-    study = _open(library, storage or f"sqlite:///{runs.absolute() / 'optuna.db'}", name, bigger, trials)
+    study = _open(
+        library, storage or f"sqlite:///{runs.absolute() / 'optuna.db'}", name, bigger, trials, pruning, fresh
+    )
     points = math.prod(len(choices) for choices in space.values())
     mine: list[int] = []  # trials that this process trained
 
     def objective(trial: Any) -> float:
         trial.set_user_attr(_PROCESS, _this_process())
+        trial.set_user_attr(_CODE, record.code())
         params = {
             k: json.loads(trial.suggest_categorical(k, [json.dumps(v) for v in choices]))
             for k, choices in space.items()
@@ -171,12 +230,20 @@ def tune(
             if trial.should_prune():
                 raise library.TrialPruned
 
-        config = make_config(model, dataset, seed, config_files, fixed | params)
         try:
+            config = make_config(model, dataset, seed, config_files, fixed | params)
             with tempfile.TemporaryDirectory() as folder:
                 best_on_valid(config, Path(folder), judge)
-        except NonFiniteLossError as error:
-            trial.set_user_attr(_DIVERGED, str(error))
+        except _IMPOSSIBLE as error:
+            if isinstance(error, library.exceptions.OptunaError):  # some are RuntimeErrors
+                raise
+            diverged = isinstance(error, NonFiniteLossError)
+            if not diverged and not any(t.value is not None for t in _counted(library, study)):
+                build(make_config(model, dataset, seed, config_files, fixed))  # it may not be the point's fault
+            kind = "" if isinstance(error, MRdIBError) else f"{type(error).__name__}: "
+            trial.set_user_attr(_FAILED, (kind + str(error)).strip().splitlines()[0])
+            if diverged:
+                trial.set_user_attr(_DIVERGED, True)
             raise library.TrialPruned from error
         finally:
             trial.set_user_attr("seconds", time.perf_counter() - started)
@@ -209,16 +276,47 @@ def study_name(
     config_files: Sequence[str | Path],
     fixed: Mapping[str, Any],
     space: Mapping[str, Sequence[Any]],
+    pruning: str = "median",
 ) -> str:
-    """'<model>-<dataset>-<8 hex digits>': the digits change with the data, any fixed parameter, the seed and the space."""
+    """'<model>-<dataset>-<8 hex digits>': the digits change with the data, any given parameter, the seed, the space and the pruning."""
     config = make_config(model, dataset, seed, config_files, fixed)
     splits = prepare(config)
     digest = record.run_hash(config, splits.dataset.fingerprint(splits.parts))
-    text = json.dumps([digest, seed, {k: list(v) for k, v in sorted(space.items())}], sort_keys=True)
+    text = json.dumps([digest, seed, {k: list(v) for k, v in sorted(space.items())}, pruning], sort_keys=True)
     return f"{model}-{dataset}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
-def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
+def _probe(
+    model: str,
+    dataset: str,
+    seed: int,
+    config_files: Sequence[str | Path],
+    fixed: Mapping[str, Any],
+    space: Mapping[str, Sequence[Any]],
+) -> Config:
+    """A Config of the given parameters. What no trial could use shows now, and not in the middle of the search.
+
+    Raises:
+        ConfigError: a given parameter, or all the values of one that is searched; or automatic weights that are searched.
+    """
+    config = make_config(model, dataset, seed, config_files, fixed)
+    for key, choices in space.items():
+        for n, value in enumerate(choices, 1):
+            try:
+                make_config(model, dataset, seed, config_files, {**fixed, key: value})
+                break
+            except ConfigError:
+                if n == len(choices):
+                    raise
+    weights = [k for k in space if k in (f"{term}_weight" for term in TERMS)]
+    if weights and config["weighting"] == "auto":
+        raise ConfigError(
+            f"weighting=auto: {', '.join(weights)} set themselves and cannot be searched; use --weights=auto"
+        )
+    return config
+
+
+def _open(library: Any, url: str, name: str, bigger: bool, trials: int, pruning: str, fresh: bool) -> Any:
     for attempts_left in reversed(range(5)):
         try:
             storage = library.storages.RDBStorage(
@@ -228,14 +326,17 @@ def _open(library: Any, url: str, name: str, bigger: bool, trials: int) -> Any:
                 heartbeat_interval=_HEARTBEAT,
                 grace_period=3 * _HEARTBEAT,
             )
+            if fresh and name in library.get_all_study_names(storage):
+                library.delete_study(study_name=name, storage=storage)
+            median = library.pruners.MedianPruner(
+                n_startup_trials=min(_PATIENCE, trials), n_warmup_steps=_WARMUP_EPOCHS
+            )
             return library.create_study(
                 storage=storage,
                 study_name=name,
                 direction="maximize" if bigger else "minimize",
                 load_if_exists=True,
-                pruner=library.pruners.MedianPruner(
-                    n_startup_trials=min(_PATIENCE, trials), n_warmup_steps=_WARMUP_EPOCHS
-                ),
+                pruner=median if pruning == "median" else library.pruners.NopPruner(),
             )
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
             # SQLite's is an OperationalError, as many others are: only its text tells.
@@ -308,8 +409,8 @@ def _progress(library: Any, study: Any, trial: Any, trials: int) -> str:
     done = _counted(library, study)
     complete = [t.value for t in done if t.value is not None]
     best = f"best {study.best_value:.4f}" if complete else "none complete yet"
-    if _DIVERGED in trial.user_attrs:
-        outcome = "diverged"
+    if _FAILED in trial.user_attrs:
+        outcome = f"failed: {trial.user_attrs[_FAILED]}"
     elif trial.state == library.trial.TrialState.PRUNED:
         outcome = f"stopped at epoch {trial.last_step}"
     else:
@@ -321,21 +422,28 @@ def _progress(library: Any, study: Any, trial: Any, trials: int) -> str:
 def _summary(library: Any, study: Any, name: str) -> Tuned:
     counted = _counted(library, study)
     if not any(t.state == library.trial.TrialState.COMPLETE for t in counted):
-        raise ConfigError(f"{name}: none of {len(counted)} trials succeeded; look at the search space")
+        reasons = dict.fromkeys(t.user_attrs[_FAILED] for t in counted if _FAILED in t.user_attrs)
+        raise ConfigError(
+            f"{name}: none of {len(counted)} trials succeeded; look at the search space ({listed(reasons, 3) or 'all stopped early'})"
+        )
     best = study.best_trial
-    diverged = sum(_DIVERGED in t.user_attrs for t in counted)
+    failed = sum(_FAILED in t.user_attrs for t in counted)
     return Tuned(
         study=name,
         params={k: json.loads(v) for k, v in best.params.items()},
         value=float(best.value),
         trials=len(counted),
-        pruned=sum(t.state == library.trial.TrialState.PRUNED for t in counted) - diverged,
-        diverged=diverged,
+        pruned=sum(t.state == library.trial.TrialState.PRUNED for t in counted) - failed,
+        failed=failed,
+        diverged=sum(_DIVERGED in t.user_attrs for t in counted),
         seconds=sum(t.user_attrs.get("seconds", 0.0) for t in counted),
+        code=sorted({t.user_attrs.get(_CODE, record.code({})) for t in counted}),
     )
 
 
-def write(tuned: Tuned, model: str, dataset: str, storage: str | None, runs: Path, folder: Path) -> list[Path]:
+def write(
+    tuned: Tuned, model: str, dataset: str, storage: str | None, runs: Path, folder: Path, seed: int
+) -> list[Path]:
     """best.yaml (for --config_files), trials.csv, and, with matplotlib, history.png and importance.png. Returns the paths."""
     library = optuna()
     url = storage or f"sqlite:///{runs.absolute() / 'optuna.db'}"
@@ -343,24 +451,23 @@ def write(tuned: Tuned, model: str, dataset: str, storage: str | None, runs: Pat
     folder.mkdir(parents=True, exist_ok=True)
     head = (
         f"# {model} on {dataset}: best of {tuned.trials} trials on validation, {tuned.value:.6f} "
-        f"({tuned.pruned} stopped early, {tuned.diverged} diverged); study {tuned.study}\n"
+        f"({tuned.pruned} stopped early, {tuned.failed} failed); study {tuned.study}\n"
+        f"# Found with seed {seed}: test with other seeds.\n"
     )
     out = [folder / "best.yaml", folder / "trials.csv"]
     write_atomically(out[0], (head + yaml.safe_dump(plain(tuned.params), sort_keys=True)).encode())
     counted = _counted(library, study)
     names = list(dict.fromkeys(itertools.chain.from_iterable(t.params for t in counted)))
-    rows = [",".join(["trial", "state", "value", "epochs", "seconds", *names])]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["trial", "state", "value", "epochs", "seconds", *map(csv_cell, names)])
     for t in counted:
-        state = "diverged" if _DIVERGED in t.user_attrs else t.state.name.lower()
-        cells = [
-            t.number,
-            state,
-            "" if t.value is None else t.value,
-            t.user_attrs.get("epochs", ""),
-            f"{t.user_attrs.get('seconds', 0):.2f}",
-        ]
-        rows.append(",".join(map(str, [*cells, *(json.loads(t.params[n]) if n in t.params else "" for n in names)])))
-    write_atomically(out[1], ("\n".join(rows) + "\n").encode())
+        failed = t.user_attrs.get(_FAILED)
+        state = t.state.name.lower() if failed is None else f"failed: {failed}"
+        measured = [t.user_attrs.get("epochs", ""), f"{t.user_attrs.get('seconds', 0):.2f}"]
+        params = [csv_cell(json.loads(t.params[n])) if n in t.params else "" for n in names]
+        rows.writerow([t.number, state, "" if t.value is None else t.value, *measured, *params])
+    write_atomically(out[1], table.getvalue().encode())
     try:
         from mmrec_mrdib.experiment import figures
     except ImportError:
@@ -372,7 +479,8 @@ def write(tuned: Tuned, model: str, dataset: str, storage: str | None, runs: Pat
     ]
     out.append(folder / "history.png")
     write_atomically(out[-1], figures.history(f"{model} on {dataset}", scores, study.direction.name == "MAXIMIZE"))
-    if sum(t.state == complete for t in counted) >= 4 and len(names) > 1:
+    values = [t.value for t in counted if t.state == complete]
+    if len(values) >= 4 and len(set(values)) > 1 and len(names) > 1:  # equal scores have nothing to explain
         importance = library.importance.get_param_importances(
             study, evaluator=library.importance.FanovaImportanceEvaluator(seed=0)
         )
