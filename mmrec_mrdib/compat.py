@@ -35,6 +35,8 @@ def activate() -> None:
     _models_without_kmeans()
     _adjacency_from_dictionaries()
     _small_samples()
+    _same_scores_twice()
+    _one_pass()
     _active = True
 
 
@@ -227,6 +229,21 @@ def _small_samples() -> None:
         return random.sample(range(n_users), min(size, n_users)), random.sample(range(n_items), min(size, n_items))
 
     module.sample_cor_samples = sample
+
+
+def _same_scores_twice() -> None:
+    """ADMMSLIM adds noise to each score, so that a run would not recommend what it was judged by."""
+    import recbole.model.general_recommender.admmslim as module
+
+    module.add_noise = lambda scores, mag=0.0: scores
+
+
+def _one_pass() -> None:
+    """NCEPLRec is fitted when it is made, as RecBole's traditional models are, but not counted among them."""
+    from recbole.model.general_recommender import NCEPLRec
+    from recbole.utils import ModelType
+
+    NCEPLRec.type = ModelType.TRADITIONAL
 
 
 def drop_restored(model: Any) -> None:

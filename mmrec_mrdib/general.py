@@ -3,7 +3,7 @@
 Most of RecBole's classes train as they stand; faults of single lines are repaired in `compat.py`. Here are
 
 - Pop, Random and ItemKNN anew, because RecBole's give other numbers than their names say (each says which);
-- RecVAE and NCL with the part of their training that RecBole keeps in trainers of their own;
+- RecVAE and NCL with the part of their training that RecBole keeps in trainers of their own, and NGCF judged without dropout;
 - labelled batches for pointwise losses, and what stands for batches where there is nothing to train;
 - `build`, which refuses in one line what cannot run.
 """
@@ -29,6 +29,7 @@ compat.activate()
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.model.general_recommender.ncl import NCL as RecBoleNCL
+from recbole.model.general_recommender.ngcf import NGCF as RecBoleNGCF
 from recbole.model.general_recommender.recvae import RecVAE as RecBoleRecVAE
 from recbole.utils import InputType, ModelType
 
@@ -213,6 +214,18 @@ class NCL(RecBoleNCL):
         return losses[:-1] if self.epoch < self.warm_up else losses
 
 
+class NGCF(RecBoleNGCF):
+    """RecBole's NGCF, whose forward pass makes its dropout layer anew and so drops messages when it is judged, too."""
+
+    def forward(self) -> Any:
+        dropout = self.message_dropout
+        try:
+            self.message_dropout = dropout if self.training else 0.0
+            return super().forward()
+        finally:
+            self.message_dropout = dropout
+
+
 def kmeans(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from k random points: centroids (k, D) and each point's cluster (N,). An empty cluster stays where it is."""
     centroids = points[torch.randperm(len(points), device=points.device)[:k]]
@@ -263,7 +276,19 @@ def fitted_in_one_pass(model: Any) -> bool:
 def training_state(model: Any) -> dict[str, Any]:
     """What the training of RecBole's models changes besides their state_dict: tensors and plain values, for a checkpoint."""
     found = {name: vars(model)[name] for name in _STATE if name in vars(model)}
-    return {name: value if isinstance(value, Tensor) else compat.plain(value) for name, value in found.items()}
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in found.items()
+        if isinstance(value, Tensor | np.ndarray | int | None)
+    }
+
+
+def restore_training_state(model: Any, state: dict[str, Any]) -> None:
+    """Put `training_state` back."""
+    for name, value in state.items():
+        if isinstance(vars(model)[name], np.ndarray):
+            value = value.cpu().numpy()
+        setattr(model, name, value.to(model.device) if isinstance(value, Tensor) else value)
 
 
 def build(config: Any, dataset: Any) -> Any:

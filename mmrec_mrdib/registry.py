@@ -24,7 +24,7 @@ BASELINES: dict[str, str] = {
 }
 # RecBole's general recommenders that need more than RecBole's class (`general.py`).
 GENERAL: dict[str, str] = {
-    name: f"mmrec_mrdib.general:{name}" for name in ("Pop", "Random", "ItemKNN", "RecVAE", "NCL")
+    name: f"mmrec_mrdib.general:{name}" for name in ("Pop", "Random", "ItemKNN", "RecVAE", "NCL", "NGCF")
 }
 # RecBole's that do not run here, and why.
 REFUSED: dict[str, str] = {

@@ -289,8 +289,7 @@ class MRdIBTrainer(Trainer):
         self.best_epoch = state["best_epoch"]
         self._best_state = state["best_state"]
         self.history = state["history"]
-        for name, value in state["model_state"].items():
-            setattr(self.model, name, value.to(self.device) if isinstance(value, Tensor) else value)
+        general.restore_training_state(self.model, state["model_state"])
         compat.restore_other_generators(state["other_rng"])
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
