@@ -270,7 +270,8 @@ def plain(value: Any) -> Any:
 def other_generators() -> dict[str, Any]:
     """State of Python's and NumPy's global generators, which RecBole's samplers and models draw from, as plain values."""
     _, words, gauss = random.getstate()
-    name, keys, place, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, place, has_gauss, cached = legacy
     return {"python": [list(words), gauss], "numpy": [keys.tolist(), int(place), int(has_gauss), float(cached)]}
 
 
@@ -279,7 +280,7 @@ def restore_other_generators(state: dict[str, Any]) -> None:
     words, gauss = state["python"]
     random.setstate((3, tuple(words), gauss))
     keys, place, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", np.asarray(keys, dtype=np.uint32), place, has_gauss, cached))
+    np.random.set_state(("MT19937", np.asarray(keys, dtype=np.uint32), place, has_gauss, cached))  # noqa: NPY002
 
 
 @contextlib.contextmanager

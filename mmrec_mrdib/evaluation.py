@@ -127,7 +127,9 @@ def topk(model: Any, block: Block, user_field: str, n_items: int, k: int) -> tup
     scores.view(-1)[block.masked] = -torch.inf
     values, best = torch.topk(scores, k, dim=1)
     if bool(values.isnan().any()):  # NaN counts as the largest
-        raise NonFiniteLossError(f"{type(model).__name__} scores items with NaN: its parameters or the data let it diverge")
+        raise NonFiniteLossError(
+            f"{type(model).__name__} scores items with NaN: its parameters or the data let it diverge"
+        )
     relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     relevant[block.relevant] = True
     return best, relevant.view_as(scores).gather(1, best)

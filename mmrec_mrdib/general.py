@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,8 @@ class NCL(RecBoleNCL):
 class NGCF(RecBoleNGCF):
     """RecBole's NGCF, whose forward pass makes its dropout layer anew and so drops messages when it is judged, too."""
 
+    message_dropout: float
+
     def forward(self) -> Any:
         dropout = self.message_dropout
         try:
@@ -254,7 +257,11 @@ class LabelledBatches(TrainBatches):
             users, items, negatives = (batch[f] for f in (self.user_field, self.item_field, self.negative_field))
             labels = torch.cat([torch.ones_like(users), torch.zeros_like(users)]).float()
             yield Interaction(
-                {self.user_field: torch.cat([users, users]), self.item_field: torch.cat([items, negatives]), label: labels}
+                {
+                    self.user_field: torch.cat([users, users]),
+                    self.item_field: torch.cat([items, negatives]),
+                    label: labels,
+                }
             )
 
 
@@ -340,7 +347,7 @@ def _needs(module: str, what: str, otherwise: str, package: str | None = None) -
 def available_memory() -> int | None:
     """Bytes that a process may still take, where the system tells (Linux)."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None

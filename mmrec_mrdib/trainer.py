@@ -110,7 +110,9 @@ class MRdIBTrainer(Trainer):
     ) -> float:
         """One epoch. Losses are summed on the device and read once, so that no batch waits for them."""
         if self.one_pass:
-            self.history.append({"epoch": 0, "seconds": getattr(self.model, "fit_seconds", 0.0), "losses": {}, "logs": {}})
+            self.history.append(
+                {"epoch": 0, "seconds": getattr(self.model, "fit_seconds", 0.0), "losses": {}, "logs": {}}
+            )
             return 0.0
         started = time.perf_counter()
         self.model.train()
