@@ -24,7 +24,7 @@ BASELINES: dict[str, str] = {
 }
 # RecBole's general recommenders that need more than RecBole's class (`general.py`).
 GENERAL: dict[str, str] = {
-    name: f"mmrec_mrdib.general:{name}" for name in ("Pop", "Random", "ItemKNN", "RecVAE", "NCL", "NGCF")
+    name: f"mmrec_mrdib.general:{name}" for name in ("Pop", "Random", "ItemKNN", "EASE", "RecVAE", "NCL", "NGCF")
 }
 # RecBole's that do not run here, and why.
 REFUSED: dict[str, str] = {
@@ -51,6 +51,11 @@ def load(path: str) -> Any:
 def recbole_models() -> dict[str, str]:
     """RecBole's general recommenders (BPR, ItemKNN, ...) by name, read off its package without importing it."""
     return _exports("general_recommender")
+
+
+def baselines() -> list[str]:
+    """Plain baselines that run: RecBole's general recommenders but those refused, and ours."""
+    return [name for name in recbole_models() | GENERAL | BASELINES if name not in REFUSED]
 
 
 def _exports(kind: str) -> dict[str, str]:
@@ -83,11 +88,9 @@ def model_class(name: str) -> Any:
     if name not in table:
         if reason := _of_another_kind(name):
             raise ConfigError(f"--model={name} does not run here: it is {reason}")
-        known = [n for n in table if n not in REFUSED]
-        plain = [n for n in known if n not in MODELS]
         raise ConfigError(
-            f"unknown model '{name}'.{did_you_mean(name, known)} Multimodal models: {', '.join(MODELS)}; "
-            f"plain baselines: {', '.join(plain)}"
+            f"unknown model '{name}'.{did_you_mean(name, [*MODELS, *baselines()])} Multimodal models: {', '.join(MODELS)}; "
+            f"plain baselines: {', '.join(baselines())}"
         )
     return load(table[name])
 

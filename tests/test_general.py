@@ -100,10 +100,11 @@ def test_what_does_not_run_is_told_in_one_true_line(name, message):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
+        ("EASE", {"reg_weight": 0.0}, "expected a number above 0"),
         ("LDiffRec", {"n_cate": 2}, "n_cate above 1 needs kmeans_pytorch, which is not installed"),
         ("NNCF", {"neigh_info_method": "louvain"}, "needs python-louvain, which is not installed"),
-        ("DMF", {"inter_matrix_type": "rating"}, "DMF: RecBole's class cannot be made: .*rating"),
-        ("DGCF", {"n_factors": 7}, "DGCF: RecBole's class cannot be made: AssertionError"),
+        ("DMF", {"inter_matrix_type": "rating"}, "DMF: cannot be made: .*rating"),
+        ("DGCF", {"n_factors": 7}, "DGCF: cannot be made: AssertionError"),
         ("ItemKNN", {"k": 0}, "expected k of 1 or more"),
     ],
 )
@@ -114,11 +115,11 @@ def test_parameters_that_do_not_work_are_told_in_one_line(tiny, name, given, mes
 
 
 def test_dense_models_are_refused_where_they_do_not_fit(tiny, monkeypatch):
-    monkeypatch.setattr(general, "available_memory", lambda: 40 * 13 * 13 - 1)
+    monkeypatch.setattr(general, "available_memory", lambda: 16 * 13 * 13 - 1)
     with pytest.raises(ConfigError, match=r"EASE needs about 0.0 GiB .* over 12 items.* use ItemKNN"):
         made(tiny, "EASE")
     made(tiny, "ItemKNN")
-    monkeypatch.setattr(general, "available_memory", lambda: 40 * 13 * 13)
+    monkeypatch.setattr(general, "available_memory", lambda: 16 * 13 * 13)
     made(tiny, "EASE")
 
 
@@ -171,12 +172,13 @@ def test_itemknn_is_the_same_in_blocks(hand, monkeypatch):
     np.testing.assert_array_equal(scores_of(hand, "ItemKNN", k=2), whole)
 
 
-def test_itemknn_is_recboles(tiny):
-    from recbole.model.general_recommender.itemknn import ItemKNN
-
-    config, splits, model = made(tiny, "ItemKNN", k=20, shrink=3.0)
+@pytest.mark.parametrize(("name", "given"), [("ItemKNN", {"k": 20, "shrink": 3.0}), ("EASE", {"reg_weight": 5.0})])
+def test_ours_are_recboles(tiny, name, given):
+    config, splits, model = made(tiny, name, **given)
     users = torch.arange(15)
-    expected = score_all(ItemKNN(config, splits.parts[0]), users, "user_id", 13)
+    theirs = registry.load(registry.recbole_models()[name])
+    assert theirs is not type(model)
+    expected = score_all(theirs(config, splits.parts[0]), users, "user_id", 13)
     torch.testing.assert_close(score_all(model, users, "user_id", 13), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -222,11 +224,11 @@ def test_scores_that_are_nan_are_no_ranking(tiny):
 
 
 def test_the_folder_of_a_model_of_one_pass(tiny):
-    given = values(tiny, epochs=7, eval_step=3, stopping_step=1)
+    given = values(tiny, epochs=7, eval_step=3, stopping_step=1, metrics=["Recall", "ItemCoverage"])
     result = train("EASE", "tiny", 1, values=given, runs=tiny / "one")
     folder = Path(result["folder"])
     assert {p.name for p in folder.iterdir()} == {"result.json", "per_user.npz", "best.pt", "log.txt"}
-    assert len(result["epochs"]) == 1 and result["seconds_per_epoch"] > 0
+    assert len(result["epochs"]) == 1 and result["seconds_per_epoch"] > 0 and 0 < result["test"]["itemcoverage@5"] <= 1
     assert "fitted in one pass" in (folder / "log.txt").read_text()
     stamp = (folder / "result.json").stat().st_mtime_ns
     assert train("EASE", "tiny", 1, values=given, runs=tiny / "one", resume=True) == result
@@ -272,7 +274,10 @@ RESUMED = {
     "NCL": {"m_step": 3, "warm_up_step": 0},  # the prototypes of epoch 0 hold in epoch 2
     "DGCF": {},
     "LINE": {},
-    "DiffRec": {"train_batch_size": 4},
+    "DiffRec": {
+        "train_batch_size": 4,
+        "history_num_per_term": 2,
+    },  # steps are drawn by their losses once these are full
     "SGL": {},
     "BPR": {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1, "alpha": 1.0, "dynamic": False}},
 }
