@@ -103,8 +103,8 @@ def test_what_does_not_run_is_told_in_one_true_line(name, message):
         ("EASE", {"reg_weight": 0.0}, "expected a number above 0"),
         ("LDiffRec", {"n_cate": 2}, "n_cate above 1 needs kmeans_pytorch, which is not installed"),
         ("NNCF", {"neigh_info_method": "louvain"}, "needs python-louvain, which is not installed"),
-        ("DMF", {"inter_matrix_type": "rating"}, "DMF: cannot be made: .*rating"),
-        ("DGCF", {"n_factors": 7}, "DGCF: cannot be made: AssertionError"),
+        ("DMF", {"inter_matrix_type": "rating"}, "DMF cannot be made: .*rating"),
+        ("DGCF", {"n_factors": 7}, "DGCF cannot be made: AssertionError"),
         ("ItemKNN", {"k": 0}, "expected k of 1 or more"),
     ],
 )
