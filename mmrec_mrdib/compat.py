@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
+import random
 import sys
 import types
 import warnings
@@ -31,6 +33,10 @@ def activate() -> None:
     _token_sequences()
     _plain_checkpoints()
     _models_without_kmeans()
+    _adjacency_from_dictionaries()
+    _small_samples()
+    _same_scores_twice()
+    _one_pass()
     _active = True
 
 
@@ -195,6 +201,51 @@ def _models_without_kmeans() -> None:
         del sys.modules["kmeans_pytorch"]
 
 
+def _adjacency_from_dictionaries() -> None:
+    """NGCF, GCMC, NCL, SpectralCF and others fill their adjacency with `dok_matrix._update`, which SciPy 1.13 removed. Their modules
+    see a CSR matrix under that name, with such a method; the products that follow are the same."""
+    import recbole.model.general_recommender as package
+    import scipy.sparse as sp
+
+    class Filled(sp.csr_matrix):
+        def _update(self, entries: dict[tuple[int, int], float]) -> None:
+            places = np.fromiter(itertools.chain.from_iterable(entries), np.int64, 2 * len(entries)).reshape(-1, 2)
+            values = np.fromiter(entries.values(), self.dtype, len(entries))
+            made = sp.csr_matrix((values, (places[:, 0], places[:, 1])), shape=self.shape)
+            self.indptr, self.indices, self.data = made.indptr, made.indices, made.data
+
+    overlay = _Overlay(sp, dok_matrix=Filled)
+    for module in vars(package).values():
+        if isinstance(module, types.ModuleType) and getattr(module, "sp", None) is sp:
+            module.__dict__["sp"] = overlay
+
+
+def _small_samples() -> None:
+    """DGCF draws as many users and items as a batch's share of the larger of both: more than there are of the other, when there
+    are few batches. It draws all of them then."""
+    import recbole.model.general_recommender.dgcf as module
+
+    def sample(n_users: int, n_items: int, size: int) -> tuple[list[int], list[int]]:
+        return random.sample(range(n_users), min(size, n_users)), random.sample(range(n_items), min(size, n_items))
+
+    module.sample_cor_samples = sample
+
+
+def _same_scores_twice() -> None:
+    """ADMMSLIM adds noise to each score, so that a run would not recommend what it was judged by."""
+    import recbole.model.general_recommender.admmslim as module
+
+    module.add_noise = lambda scores, mag=0.0: scores
+
+
+def _one_pass() -> None:
+    """NCEPLRec is fitted when it is made, as RecBole's traditional models are, but not counted among them."""
+    from recbole.model.general_recommender import NCEPLRec
+    from recbole.utils import ModelType
+
+    NCEPLRec.type = ModelType.TRADITIONAL
+
+
 def drop_restored(model: Any) -> None:
     """Some of RecBole's models keep the tables of their last evaluation and drop them in the next training step only: other
     weights, loaded in between, would be scored with the old tables."""
@@ -216,15 +267,45 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def other_generators() -> dict[str, Any]:
+    """State of Python's and NumPy's global generators, which RecBole's samplers and models draw from, as plain values."""
+    _, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, place, has_gauss, cached = legacy
+    return {"python": [list(words), gauss], "numpy": [keys.tolist(), int(place), int(has_gauss), float(cached)]}
+
+
+def restore_other_generators(state: dict[str, Any]) -> None:
+    """Put `other_generators` back."""
+    words, gauss = state["python"]
+    random.setstate((3, tuple(words), gauss))
+    keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", np.asarray(keys, dtype=np.uint32), place, has_gauss, cached))  # noqa: NPY002
+
+
 @contextlib.contextmanager
-def tensorboard_in(folder: Path) -> Iterator[None]:
-    """RecBole's Trainer opens its TensorBoard writer in ./log_tensorboard; within this block it opens it in `folder`."""
+def tensorboard_in(folder: Path | None) -> Iterator[None]:
+    """RecBole's Trainer opens its TensorBoard writer in ./log_tensorboard; within this block it opens it in `folder`, or gets one
+    that writes nothing (None)."""
     import recbole.trainer.trainer as module
-    from torch.utils.tensorboard import SummaryWriter
 
     stock = module.get_tensorboard
-    module.get_tensorboard = lambda logger: SummaryWriter(str(folder))
+    module.get_tensorboard = lambda logger: _NoWriter() if folder is None else _writer(folder)
     try:
         yield
     finally:
         module.get_tensorboard = stock
+
+
+def _writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+class _NoWriter:
+    """A TensorBoard writer for nothing."""
+
+    def add_scalar(self, *args: Any) -> None: ...
+
+    def close(self) -> None: ...

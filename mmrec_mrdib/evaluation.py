@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
+
+from mmrec_mrdib.errors import NonFiniteLossError
 
 RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 MIN_USERS = 32  # at a time, however many items there are: fewer would read all items for next to nothing
+PAIRS = 2048  # scored at a time by models without full ranking: ConvNCF takes 200 kB for each
 PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
 
 
@@ -106,11 +110,26 @@ class Ranking:
         return {name: float(values.mean()) for name, values in self.per_user.items()} | self.other
 
 
+def score_all(model: Any, users: Tensor, user_field: str, n_items: int) -> Tensor:
+    """(B, I) scores of users (B,), on their device; of models that score pairs only (RecBole's NeuMF, ...) pair by pair, in blocks."""
+    if getattr(type(model), "full_sort_predict", None) is not AbstractRecommender.full_sort_predict:
+        scores = model.full_sort_predict(Interaction({user_field: users}))
+    else:
+        pairs = torch.cartesian_prod(users, torch.arange(n_items, device=users.device))
+        blocks = (Interaction({user_field: p[:, 0], model.ITEM_ID: p[:, 1]}) for p in pairs.split(PAIRS))
+        scores = torch.cat([model.predict(block).reshape(-1) for block in blocks])
+    return scores.to(users.device).view(len(users), n_items)
+
+
 def topk(model: Any, block: Block, user_field: str, n_items: int, k: int) -> tuple[Tensor, Tensor]:
     """Best k items of each user of a block (B, k), and whether each is relevant (B, k) bool."""
-    scores = model.full_sort_predict(Interaction({user_field: block.users})).view(len(block.users), n_items)
+    scores = score_all(model, block.users, user_field, n_items)
     scores.view(-1)[block.masked] = -torch.inf
-    best = torch.topk(scores, k, dim=1).indices
+    values, best = torch.topk(scores, k, dim=1)
+    if bool(values.isnan().any()):  # NaN counts as the largest
+        raise NonFiniteLossError(
+            f"{type(model).__name__} scores items with NaN: its parameters or the data let it diverge"
+        )
     relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     relevant[block.relevant] = True
     return best, relevant.view_as(scores).gather(1, best)

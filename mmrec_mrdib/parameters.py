@@ -136,7 +136,7 @@ def _check_type(name: str, key: str, value: Any, default: Any) -> None:
         raise ConfigError(f"--{key}={value!r}: expected {expected}, as in the default {default!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}: expected a finite number")
-    if isinstance(default, list) and default:
+    if isinstance(default, list) and default and isinstance(value, list | tuple):
         numbers = all(isinstance(x, int | float) for x in default)
         good = [isinstance(x, (int, float) if numbers else str) and not isinstance(x, bool) for x in value]
         if not all(good):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from tqdm import tqdm
 
-from mmrec_mrdib import compat
+from mmrec_mrdib import compat, general
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
 from mmrec_mrdib.optim import RowAdam
@@ -32,7 +32,7 @@ compat.activate()
 from recbole.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 ROWS_PAY = 32  # rows of a table for each pair of a batch, from which on it is updated by rows (docs/performance.md)
 HEAD_START = 4  # times stopping_step: evaluations in which a run may still rank worse than popularity
 _BAR_SECONDS = 0.25  # how often the progress bar reads the losses off the device
@@ -58,11 +58,12 @@ class MRdIBTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
-        with compat.tensorboard_in(self.folder / "tensorboard"):
+        self.one_pass = general.fitted_in_one_pass(model)
+        with compat.tensorboard_in(None if self.one_pass else self.folder / "tensorboard"):
             super().__init__(config, model)
-        self.stopping_step -= (
-            1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
-        )
+        self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are what stops it
+        if self.one_pass:  # judged once
+            self.epochs = self.eval_step = 1
         self.settings = TrainingSettings.from_config(config)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []
@@ -117,6 +118,11 @@ class MRdIBTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         """One epoch. Losses are summed on the device and read once, so that no batch waits for them."""
+        if self.one_pass:
+            self.history.append(
+                {"epoch": 0, "seconds": getattr(self.model, "fit_seconds", 0.0), "losses": {}, "logs": {}}
+            )
+            return 0.0
         started = time.perf_counter()
         self.model.train()
         if hasattr(self.model, "before_epoch"):
@@ -128,7 +134,8 @@ class MRdIBTrainer(Trainer):
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         # The first group: estimators of mutual information are not clipped with the model.
         clipped = self.optimizer.param_groups[0]["params"] if self.clip_grad_norm else []
-        bar = tqdm(train_data, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
+        batches = self.model.batches(train_data) if hasattr(self.model, "batches") else train_data
+        bar = tqdm(batches, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
         shown = started
         for interaction in bar:
             if self._interrupted():
@@ -200,15 +207,22 @@ class MRdIBTrainer(Trainer):
         record = self.history[-1]
         for name, value in record["valid"].items():
             self.tensorboard.add_scalar(f"valid/{name}", value, epoch)
+        if self.one_pass:
+            logger.info("fitted in one pass  %.2fs + %.2fs  valid %s %.4f", record["seconds"], record["eval_seconds"],
+                        self.valid_metric, record["valid"][self.valid_metric])  # fmt: skip
+        else:
+            self._log_epoch(epoch, record)
+            if time.monotonic() - self._last_written >= self.settings.checkpoint_interval:
+                self.write_checkpoint(self.folder / "last.pt")
+        if self.on_evaluation is not None:
+            self.on_evaluation(epoch, valid_score)
+
+    def _log_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         losses = "  ".join(f"{k} {v:.4f}" for k, v in (record["losses"] | record["logs"]).items())
         logger.info(
             "epoch %3d  %.2fs + %.2fs  %s  valid %s %.4f%s", epoch, record["seconds"], record["eval_seconds"], losses,
             self.valid_metric, record["valid"][self.valid_metric], " *" if epoch == self.best_epoch else "",
         )  # fmt: skip
-        if time.monotonic() - self._last_written >= self.settings.checkpoint_interval:
-            self.write_checkpoint(self.folder / "last.pt")
-        if self.on_evaluation is not None:
-            self.on_evaluation(epoch, valid_score)
 
     def evaluate(
         self,
@@ -268,7 +282,9 @@ class MRdIBTrainer(Trainer):
             "history": compat.plain(self.history),
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "model_state": general.training_state(self.model),
             "torch_rng": torch.get_rng_state(),
+            "other_rng": compat.other_generators(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "batch_rng": generator.get_state() if generator is not None else None,
         }
@@ -294,6 +310,8 @@ class MRdIBTrainer(Trainer):
         self.best_epoch = state["best_epoch"]
         self._best_state = state["best_state"]
         self.history = state["history"]
+        general.restore_training_state(self.model, state["model_state"])
+        compat.restore_other_generators(state["other_rng"])
         torch.set_rng_state(state["torch_rng"].cpu())
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)

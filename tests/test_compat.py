@@ -129,3 +129,41 @@ def test_loaded_weights_are_not_scored_with_tables_of_an_earlier_evaluation(toy,
     trainer = MRdIBTrainer(config, model, tmp_path)
     trainer.rank(splits.test)  # fills the tables with random weights
     assert trainer.evaluate(splits.test, model_file=f"{result['folder']}/best.pt") == result["test"]
+
+
+def test_adjacency_from_dictionaries(toy):
+    """D^-1/2 A D^-1/2 of users and items, and SpectralCF's I - D^-1 A, in the modules that call `dok_matrix._update`."""
+    splits = prepare(make_config("NGCF", "toy", values={"data_path": str(toy)}))
+    pairs = splits.parts[0].inter_matrix(form="coo")
+    users = pairs.shape[0]
+    adjacency = torch.zeros(sum(pairs.shape), sum(pairs.shape))
+    adjacency[pairs.row, pairs.col + users] = adjacency[pairs.col + users, pairs.row] = 1
+    degrees = adjacency.sum(1)
+    scale = torch.where(degrees > 0, degrees.rsqrt(), 0)
+    expected = scale[:, None] * adjacency * scale
+    for name in ("NGCF", "GCMC", "NCL"):
+        model = model_class(name)(make_config(name, "toy", values={"data_path": str(toy)}), splits.parts[0])
+        torch.testing.assert_close(model.get_norm_adj_mat().to_dense(), expected, atol=1e-5, rtol=0)
+    model = model_class("SpectralCF")(make_config("SpectralCF", "toy", values={"data_path": str(toy)}), splits.parts[0])
+    laplacian = torch.eye(len(expected)) - (scale**2)[:, None] * adjacency
+    torch.testing.assert_close(model.get_laplacian_matrix().to_dense(), laplacian, atol=1e-5, rtol=0)
+
+
+def test_dgcf_samples_no_more_than_there_are():
+    from recbole.model.general_recommender import dgcf
+
+    users, items = dgcf.sample_cor_samples(3, 50, 10)
+    assert sorted(users) == [0, 1, 2] and len(set(items)) == 10 and set(items) <= set(range(50))
+
+
+def test_other_generators_come_back():
+    import random
+
+    def drawn():
+        return random.random(), random.gauss(), np.random.normal(), np.random.rand()  # noqa: NPY002
+
+    random.gauss(), np.random.normal()  # both keep a second value for the next call  # noqa: NPY002
+    state = compat.other_generators()
+    first = drawn()
+    compat.restore_other_generators(state)
+    assert drawn() == first

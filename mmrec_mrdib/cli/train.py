@@ -6,6 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ examples:
 
 exit codes: 0 done; 1 a run diverged, its best epoch so far is what is shown; 2 a mistake to mend; 130 interrupted
 
+baselines:
+{baselines}
+
 parameters:
   Any parameter of RecBole, of the model or of MRdIB is an option --key=value; an unknown one is refused, with the
   nearest names. The defaults and what they mean: properties/overall.yaml, mrdib.yaml and model/<Model>.yaml in
@@ -41,12 +45,14 @@ def parser() -> argparse.ArgumentParser:
         prog="run_mrdib.py",
         description="Train a multimodal recommender with MRdIB (default), plain (--baseline) or both (--compare). The best "
         "epoch is chosen on the validation split; the test split is read once, at that epoch.",
-        epilog=_EPILOG.format(properties=paths.properties_dir()),
+        epilog=_EPILOG.format(properties=paths.properties_dir(), baselines=_baselines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     out.add_argument(
-        "--model", required=True, help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or RecBole's"
+        "--model",
+        required=True,
+        help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or, with --baseline, a general recommender of RecBole (below)",
     )
     out.add_argument(
         "--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)"
@@ -67,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
     out.add_argument("--quiet", action="store_true", help="one line a run instead of one an epoch")
     return out
+
+
+def _baselines() -> str:
+    """The names, in lines of the epilog's width."""
+    names = ", ".join(sorted(registry.baselines(), key=str.lower))
+    return textwrap.fill(names, 115, initial_indent="  ", subsequent_indent="  ")
 
 
 def main(arguments: Sequence[str]) -> int:

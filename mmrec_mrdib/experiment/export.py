@@ -16,14 +16,14 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from mmrec_mrdib import paths, process, registry
+from mmrec_mrdib import compat, paths, process
 from mmrec_mrdib.data import modality
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
-from mmrec_mrdib.evaluation import by_user, cells
+from mmrec_mrdib.evaluation import by_user, cells, score_all
 from mmrec_mrdib.experiment import record
-from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.experiment.run import make_config, prepare, seeded_model
 from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
 from mmrec_mrdib.mrdib.plugin import MRdIB
 
@@ -99,8 +99,7 @@ class Trained:
         users_of, items_of = (torch.cat(columns) for columns in zip(*left_out, strict=True))
         listed_by_user = by_user(users_of, items_of, len(self.users))
         for part in ids.split(max(_SCORES // n_items, 1)):
-            request = Interaction({self.dataset.uid_field: part})
-            scores = self.model.full_sort_predict(request).view(len(part), n_items).float()
+            scores = score_all(self.model, part, self.dataset.uid_field, n_items).float()
             scores.view(-1)[cells(part, *listed_by_user, n_items)[0]] = -torch.inf
             best = torch.topk(scores, min(k, n_items - 1), dim=1)
             values, items = best.values.cpu().numpy(), best.indices.cpu().numpy()
@@ -258,7 +257,10 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
             f"{config['data_path']}: not the data that {folder} was trained on (fingerprint {fingerprint}, then "
             f"{result['data']['fingerprint']}); restore it, say where it is with --data_path, or train again"
         )
-    model = registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
+    generators = compat.other_generators()
+    with torch.random.fork_rng():
+        model = seeded_model(config, splits)  # some of RecBole's draw neighbours or fit as they are made
+    compat.restore_other_generators(generators)
     state = record.load_checkpoint(folder / "best.pt")
     try:
         model.load_state_dict(state["state_dict"])

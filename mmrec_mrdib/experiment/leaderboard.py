@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mmrec_mrdib import paths, registry
-from mmrec_mrdib.config import Config
+from mmrec_mrdib.config import Config, known_keys
 from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.experiment import record, tune
 from mmrec_mrdib.experiment.run import display_name, make_config, prepare, run
@@ -136,7 +136,7 @@ def cells(spec: Spec) -> Iterator[Cell]:
         raise ConfigError(
             f"--tuning_seed={spec.tuning_seed}: is one of the seeds that are tested; a seed that has chosen the parameters favours them"
         )
-    plugins = set(_plugin_parameters())
+    plugins, recboles = set(_plugin_parameters()), registry.recbole_models()
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
@@ -150,6 +150,9 @@ def cells(spec: Spec) -> Iterator[Cell]:
                     values["weighting"] = "auto"
                 if not plugged:  # the plug-in's parameters are for the +MRdIB side only
                     values = {k: v for k, v in values.items() if k not in plugins}
+                if base in recboles:
+                    others = frozenset().union(*map(_model_parameters, spec.models)) - _model_parameters(base)
+                    values = {k: v for k, v in values.items() if k not in others - known_keys()}
                 cell = Cell(f"{base}+{registry.PLUGIN}" if plugged else base, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
                 _check_metrics(spec, config)
@@ -181,6 +184,16 @@ def _plugin_parameters() -> tuple[str, ...]:
     from mmrec_mrdib.schema import read_yaml
 
     return tuple(read_yaml(paths.properties_dir() / "mrdib.yaml"))
+
+
+@functools.cache
+def _model_parameters(base: str) -> frozenset[str]:
+    """Parameters of a model's own: one that is given for a board is for the models that have it (Pop has no embedding_size)."""
+    from mmrec_mrdib.schema import read_yaml
+
+    folders = [paths.properties_dir(), *([] if registry.is_multimodal(base) else [paths.recbole_dir() / "properties"])]
+    files = [folder / "model" / f"{base}.yaml" for folder in folders]
+    return frozenset().union(*(read_yaml(file) for file in files if file.is_file()))
 
 
 def _built_in(dataset: str, data_path: str) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from mmrec_mrdib import process, registry
+from mmrec_mrdib import general, process, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
-from mmrec_mrdib.errors import CheckpointError, ConfigError, NonFiniteLossError
+from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
@@ -73,20 +73,9 @@ def display_name(config: Any) -> str:
 
 def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
     """Splits of the data set, training batches and evaluation blocks, on the device of the run."""
-    from recbole.data import create_samplers
-    from recbole.data.utils import get_dataloader
-    from recbole.utils import InputType
-
     dataset = dataset or MultimodalDataset(config)
     parts = dataset.build()
-    device, seed = config["device"], config["seed"]
-    negatives = config["train_neg_sample_args"]
-    simple = {"distribution": "uniform", "sample_num": 1, "dynamic": False}
-    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and all(negatives[k] == v for k, v in simple.items()):
-        train: Any = TrainBatches(parts[0], config["train_batch_size"], seed, device, config["shuffle"])
-    else:  # other ways of sampling are RecBole's
-        sampler = create_samplers(config, dataset, parts)[0]
-        train = get_dataloader(config, "train")(config, parts[0], sampler, shuffle=config["shuffle"])
+    device = config["device"]
 
     def pairs(part: MultimodalDataset) -> tuple[torch.Tensor, torch.Tensor]:
         return part.inter_feat[part.uid_field].to(device), part.inter_feat[part.iid_field].to(device)
@@ -96,7 +85,29 @@ def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
     size = (dataset.user_num, dataset.item_num, config["eval_batch_size"])
     valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size)
     test = RankingSplit("test", *test_pairs, [train_pairs, valid_pairs] if history else [train_pairs], *size)
-    return Splits(dataset, parts, train, valid, test)
+    return Splits(dataset, parts, _batches(config, dataset, parts), valid, test)
+
+
+def _batches(config: Config, dataset: MultimodalDataset, parts: Sequence[MultimodalDataset]) -> Any:
+    """Training batches of the form that the model asks for."""
+    from recbole.data import create_samplers
+    from recbole.data.dataloader import TrainDataLoader
+    from recbole.data.utils import get_dataloader
+    from recbole.utils import InputType, ModelType
+
+    if config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+        return general.NoBatches(parts[0])
+    loader = get_dataloader(config, "train")
+    if loader is not TrainDataLoader:  # of users, for autoencoders: no negatives
+        return loader(config, parts[0], None, shuffle=True)
+    negatives = config["train_neg_sample_args"]
+    simple = {"distribution": "uniform", "sample_num": 1, "dynamic": False}
+    forms = {InputType.PAIRWISE: TrainBatches, InputType.POINTWISE: general.LabelledBatches}
+    form = forms.get(config["MODEL_INPUT_TYPE"])
+    if form is not None and all(negatives[k] == v for k, v in simple.items()):
+        return form(parts[0], config["train_batch_size"], config["seed"], config["device"], config["shuffle"])
+    sampler = create_samplers(config, dataset, list(parts))[0]  # other ways of sampling are RecBole's
+    return loader(config, parts[0], sampler, shuffle=config["shuffle"])
 
 
 def train(
@@ -147,7 +158,7 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
                 folder, ", ".join(codes), record.code(),
             )  # fmt: skip
         return found | {"folder": str(folder)}
-    model = _seeded_model(config, splits)  # before anything is written: a model may refuse the data
+    model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None:
         _check_new_items(model)
     try:
@@ -196,7 +207,7 @@ def best_on_valid(
         on_evaluation: see `MRdIBTrainer`.
     """
     splits = _seeded_splits(config)
-    model = _seeded_model(config, splits)
+    model = seeded_model(config, splits)
     config["checkpoint_dir"] = str(folder)
     trainer = MRdIBTrainer(config, model, folder)
     trainer.popularity = popularity(config, splits)
@@ -220,7 +231,7 @@ def popularity(config: Config, splits: Splits) -> dict[str, float]:
 
 def build(config: Config) -> Any:
     """Data and model as `run` makes them, and no more: raises what would fail the run before its first step."""
-    return _seeded_model(config, _seeded_splits(config))
+    return seeded_model(config, _seeded_splits(config))
 
 
 def _seeded_splits(config: Config) -> Splits:
@@ -232,12 +243,12 @@ def _seeded_splits(config: Config) -> Splits:
     return prepare(config)
 
 
-def _seeded_model(config: Config, splits: Splits) -> Any:
+def seeded_model(config: Config, splits: Splits) -> Any:
     """A model as the seed initialises it, whatever loading the data has drawn."""
     from recbole.utils import init_seed
 
     init_seed(config["seed"], config["reproducibility"])
-    return registry.model_class(config["model"])(config, splits.parts[0]).to(config["device"])
+    return general.build(config, splits.parts[0])
 
 
 def _finish(
@@ -274,7 +285,7 @@ def _finish(
         "eval_seconds": test_seconds,
         "total_seconds": time.perf_counter() - started,
         "peak_memory_mb": record.peak_memory_mb(),
-        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "parameters": 0 if trainer.one_pass else sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "data": {
             "fingerprint": fingerprint,
             "users": splits.dataset.user_num - 1,
@@ -298,7 +309,9 @@ def _finish(
         folder / "best.pt",
         best_state | {"config": record.config_values(config), "state_dict": trainer.model.state_dict()},
     )
-    if importlib.util.find_spec("matplotlib") is not None:
+    if trainer.one_pass:
+        pass  # no curve
+    elif importlib.util.find_spec("matplotlib") is not None:
         from mmrec_mrdib.experiment import figures
 
         title = f"{name} on {config['dataset']}, seed {config['seed']}"
@@ -359,8 +372,6 @@ def _resume(trainer: MRdIBTrainer, checkpoint: Path, train_data: Any) -> None:
     if not checkpoint.is_file():
         logger.info("nothing to resume in %s: starting anew", checkpoint.parent)
         return
-    if not hasattr(train_data, "sampler"):
-        raise CheckpointError(f"{checkpoint}: this model's batches come from RecBole's loader and cannot be resumed")
     trainer.resume_checkpoint(checkpoint, train_data)
     logger.info("resumed after epoch %d", trainer.start_epoch - 1)
 

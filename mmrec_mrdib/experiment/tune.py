@@ -109,6 +109,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
         ConfigError: no space is known, or the file is not one.
     """
     base, plugged = registry.split_variant(model)
+    registry.model_class(base)  # an unknown or refused name is told as such
     if file is not None:
         space = read_yaml(file)
     else:
