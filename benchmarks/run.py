@@ -229,7 +229,7 @@ def main() -> int:
         print(f"{name:44} {ratio:5.2f}{verdict}", flush=True)
 
     for model in options.models:
-        names = [model, f"{model}+{registry.PLUGIN}"] if registry.is_multimodal(model) else [model]
+        names = [model, f"{model}+MRdIB"] if registry.is_multimodal(model) else [model]
         trainers = {name: trainer_of(name, options.dataset, values) for name in names}
         plain, splits = trainers[model]
         epochs = {n: functools.partial(t._train_epoch, s.train, 0) for n, (t, s) in trainers.items()}

@@ -125,19 +125,20 @@ class Config(recbole.config.Config):
             raise ConfigError(f"{model} is not a general recommender: it needs more than users, items and features")
         external = self.external_config_dict
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))
-        backbone = external.get("backbone") if model == registry.PLUGIN else None
-        if model == registry.PLUGIN and not registry.is_multimodal(str(backbone)):
-            raise ConfigError(
-                f"backbone={backbone}: {registry.PLUGIN} wraps a multimodal model, one of {', '.join(registry.MODELS)}"
-            )
+        backbone = external.get("backbone") if model in registry.PLUGINS else None
+        preset = external.get("preset") if backbone else None
+        if model in registry.PLUGINS and not backbone:
+            raise ConfigError(f"{model} wraps a model: name it, as in --model=VBPR+{model}, or backbone: VBPR")
+        if preset is not None and preset not in registry.presets(model):
+            raise ConfigError(f"--preset={preset}: {model} has {', '.join(registry.presets(model)) or 'no presets'}")
         ours, recboles = paths.properties_dir(), paths.recbole_dir() / "properties"
         files = [
             recboles / "overall.yaml",
             recboles / "dataset/sample.yaml",
             ours / "overall.yaml",
             recboles / f"dataset/{dataset}.yaml",
-            *([ours / "mrdib.yaml"] if backbone else []),
-            recboles / f"model/{model}.yaml" if not registry.is_multimodal(backbone or model) else None,
+            *([ours / f"plugin/{model}.yaml", ours / f"plugin/{model}-{preset}.yaml"] if backbone else []),
+            recboles / f"model/{backbone or model}.yaml" if not registry.is_multimodal(backbone or model) else None,
             ours / f"model/{backbone or model}.yaml",
             ours / f"dataset/{dataset}.yaml",
         ]
@@ -157,7 +158,7 @@ class Config(recbole.config.Config):
         """Refuse unknown keys and wrong values, and bring lists to their form."""
         known = known_keys() | set(self.internal_config_dict)
         named = {"model": model, "dataset": self.dataset}
-        if model == registry.PLUGIN:
+        if model in registry.PLUGINS:
             named["model"] = named["backbone"] = self.variable_config_dict.get("backbone", values.get("backbone"))
         for source in (values, self.file_config_dict, self.cmd_config_dict):
             for key in named.keys() & source.keys():

@@ -157,11 +157,7 @@ def rank(
     outcome = [topk(model, block, user_field, split.n_items, width) for block in split]
     best, hit = (torch.cat(parts) for parts in zip(*outcome, strict=True))
     n_relevant = torch.cat([block.n_relevant for block in split])
-    per_user = {
-        f"{name}@{k}": values.cpu().numpy()
-        for name in metrics
-        for k, values in ranking_metric(name, hit, n_relevant, ks).items()
-    }
+    per_user = _per_user(hit, n_relevant, metrics, ks)
     other: dict[str, float] = {}
     if recbole_metrics:
         recbole_data.set("rec.items", best.cpu())
@@ -169,6 +165,58 @@ def rank(
         for metric in recbole_metrics.values():
             other |= {name: float(value) for name, value in metric.calculate_metric(recbole_data).items()}
     return Ranking(split.users.cpu().numpy(), per_user, other)
+
+
+def _per_user(hit: Tensor, n_relevant: Tensor, metrics: Sequence[str], ks: Sequence[int]) -> dict[str, np.ndarray]:
+    return {
+        f"{name}@{k}": values.cpu().numpy()
+        for name in metrics
+        for k, values in ranking_metric(name, hit, n_relevant, ks).items()
+    }
+
+
+@torch.no_grad()
+def rank_ladder(
+    model: Any,
+    split: RankingSplit,
+    metrics: Sequence[str],
+    ks: Sequence[int],
+    user_field: str,
+    judge: str,
+    bigger: bool = True,
+) -> Ranking:
+    """`rank` of a model with a readout (`plugins/channel.py`) at several of its weights, scores being made once; the model takes the weight
+    that is best by `judge`, of equally good ones the smallest.
+
+    Args:
+        judge: a metric at a k, as in 'recall@20'.
+        bigger: whether more of it is better.
+
+    Returns:
+        The ranking at that weight.
+    """
+    unit, rungs, ladder = model.scale([block.users for block in split]), model.rungs(), model.settings.readout_ladder
+    width = min(max(ks), split.n_items)
+    hits: dict[int, list[Tensor]] = {rung: [] for rung in rungs}
+    content = model.catalogue()[1]
+    for block in split:
+        scores = model.host_scores(block.users)
+        scores.view(-1)[block.masked] = -torch.inf
+        beside = model.profiles(block.users) @ content.T
+        relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        relevant[block.relevant] = True
+        for rung in rungs:
+            best = torch.topk(torch.add(scores, beside, alpha=ladder[rung] * unit), width, dim=1).indices
+            hits[rung].append(relevant.view_as(scores).gather(1, best))
+    n_relevant = torch.cat([block.n_relevant for block in split])
+    rankings = {
+        rung: Ranking(split.users.cpu().numpy(), _per_user(torch.cat(hit), n_relevant, metrics, ks))
+        for rung, hit in hits.items()
+    }
+    sign = 1 if bigger else -1
+    chosen = max(rungs, key=lambda rung: (sign * rankings[rung].means[judge], -rung))
+    model.choose(chosen, unit)
+    return rankings[chosen]
 
 
 class NewItems:

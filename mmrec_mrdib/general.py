@@ -318,17 +318,17 @@ def restore_training_state(model: Any, state: dict[str, Any]) -> None:
         setattr(model, name, value.to(model.device) if isinstance(value, Tensor) else value)
 
 
-def build(config: Any, dataset: Any) -> Any:
-    """The model of a configuration, made from the training split, on the device of the run.
+def build(config: Any, dataset: Any, name: str | None = None) -> Any:
+    """The model of a configuration (or another of that name, with the same parameters), made from the training split, on the device of the run.
 
     Attribute `fit_seconds` of the result is the time that took.
 
     Raises:
         ConfigError: it does not fit into memory, needs a package that is not installed, or RecBole's class refuses its parameters.
     """
-    name = config["model"]
+    name = name or config["model"]
     model_class = registry.model_class(name)
-    if name in registry.MODELS or name == registry.PLUGIN:
+    if name in registry.MODELS or name in registry.PLUGINS:
         return model_class(config, dataset).to(config["device"])
     _check(name, config, dataset)
     started = time.perf_counter()

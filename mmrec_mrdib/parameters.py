@@ -43,7 +43,7 @@ WITHOUT_EFFECT: dict[str, str] = {
             "alias_of_relation_id",
         ),
         _KNOWLEDGE,
-    ),  # fmt: skip
+    ),
     **dict.fromkeys(("discretization", "normalize_field", "normalize_all", "numerical_features", "seq_len"), _CONTEXT),
     "preload_weight": _CONTEXT,
     **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), "ids of other columns than users and items are not read"),

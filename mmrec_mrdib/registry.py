@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrec_mrdib import paths
 from mmrec_mrdib.errors import ConfigError, did_you_mean
@@ -38,8 +38,12 @@ _OTHER_KINDS: dict[str, str] = {
     "knowledge_aware_recommender": "a knowledge-aware recommender: it needs a knowledge graph",
     "exlib_recommender": "a context-aware recommender of decision trees: it predicts clicks from fields of users and items",
 }
-PLUGIN = "MRdIB"
-PLUGIN_CLASS = "mmrec_mrdib.mrdib.plugin:MRdIB"
+# What can be put around a model, as in MODEL+PLUGIN; defaults in properties/plugin/<Name>.yaml, named sets of other values in
+# properties/plugin/<Name>-<preset>.yaml.
+PLUGINS: dict[str, str] = {
+    "MRdIB": "mmrec_mrdib.mrdib.plugin:MRdIB",
+    "Content": "mmrec_mrdib.plugins.content:Content",
+}
 
 
 def load(path: str) -> Any:
@@ -65,23 +69,65 @@ def _exports(kind: str) -> dict[str, str]:
     return {name: f"{module}:{name}" for module, name in found}
 
 
-def split_variant(name: str) -> tuple[str, bool]:
-    """('VBPR', True) for 'VBPR+MRdIB', ('VBPR', False) for 'VBPR'."""
-    base, plus, plugin = name.partition("+")
-    if plus and plugin.lower() != PLUGIN.lower():
-        raise ConfigError(f"--model={name}: the only plug-in is {PLUGIN}; write {base}+{PLUGIN} or {base}")
-    return base, bool(plus)
+class Variant(NamedTuple):
+    """A model's name in its parts: 'VBPR+MRdIB (paper)' is VBPR with the plug-in MRdIB in its preset 'paper'; a plain model has neither."""
+
+    base: str
+    plugin: str | None = None
+    preset: str | None = None
+
+    @property
+    def name(self) -> str:
+        """'VBPR', 'VBPR+MRdIB', 'VBPR+MRdIB (paper)'."""
+        plugged = f"{self.base}+{self.plugin}" if self.plugin else self.base
+        return f"{plugged} ({self.preset})" if self.preset else plugged
+
+    @property
+    def kind(self) -> str:
+        """'plain', 'mrdib', 'mrdib-paper': what boards call their variants."""
+        if self.plugin is None:
+            return "plain"
+        return self.plugin.lower() + (f"-{self.preset}" if self.preset else "")
+
+
+def presets(plugin: str) -> list[str]:
+    """Names of a plug-in's sets of values."""
+    folder = paths.properties_dir() / "plugin"
+    return sorted(path.stem.removeprefix(f"{plugin}-") for path in folder.glob(f"{plugin}-*.yaml"))
+
+
+def kinds() -> dict[str, tuple[str | None, str | None]]:
+    """'plain', 'mrdib', 'mrdib-paper', 'content', ... -> (plug-in, preset)."""
+    known = [(None, None), *((p, preset) for p in PLUGINS for preset in (None, *presets(p)))]
+    return {Variant("", *parts).kind: parts for parts in known}
+
+
+def variant(name: str) -> Variant:
+    """The parts of 'VBPR', 'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or 'VBPR+MRdIB-paper'.
+
+    Raises:
+        ConfigError: no such plug-in, or no such preset of it.
+    """
+    base, plus, rest = name.partition("+")
+    if not plus:
+        return Variant(base)
+    wanted = re.sub(r"\s*\((\w+)\)$", r"-\1", rest.strip()).lower()
+    known = kinds()
+    if wanted not in known or wanted == "plain":
+        names = ", ".join(f"{base}+{Variant('', *parts).name[1:]}" for kind, parts in known.items() if kind != "plain")
+        raise ConfigError(f"--model={name}: no such plug-in or preset; write {base}, or one of {names}")
+    return Variant(base, *known[wanted])
 
 
 def model_class(name: str) -> Any:
-    """The class of a multimodal backbone, of MRdIB itself, or of one of RecBole's general recommenders.
+    """The class of a multimodal backbone, of a plug-in, or of one of RecBole's general recommenders.
 
     Raises:
         ConfigError: unknown name (the message lists the known ones and the nearest), or a model of RecBole's that does not run here
             (it says why).
     """
-    if name == PLUGIN:
-        return load(PLUGIN_CLASS)
+    if name in PLUGINS:
+        return load(PLUGINS[name])
     if name in REFUSED:
         raise ConfigError(f"--model={name} does not run here: it {REFUSED[name]}")
     table = recbole_models() | GENERAL | BASELINES | MODELS
@@ -109,5 +155,5 @@ def _of_another_kind(name: str) -> str | None:
 
 
 def is_multimodal(name: str) -> bool:
-    """Whether the model keeps the contract of `models/base.py`, and so can be wrapped by MRdIB."""
+    """Whether the model keeps the contract of `models/base.py`, and so has modality representations that a plug-in can change."""
     return name in MODELS

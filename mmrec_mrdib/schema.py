@@ -77,7 +77,8 @@ class Settings(BaseModel):
         names = cls.model_fields
         values: dict[str, Any] = {}
         for file in cls.files:
-            defaults = _defaults(file.format(dataset=config["dataset"]))
+            preset = config["preset"] if "preset" in config else None  # noqa: SIM401  (a Config has no get)
+            defaults = _defaults(file.format(dataset=config["dataset"], preset=preset))
             values |= {k: v for k, v in defaults.items() if k in names}
         values |= {k: config[k] for k in names if k in config} | extra
         return cls.checked({k: v for k, v in values.items() if v is not None})

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmrec_mrdib import compat, general
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
-from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank, rank_ladder
 from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
 
@@ -55,6 +55,7 @@ class MRdIBTrainer(Trainer):
     """
 
     best_valid_score: float  # RecBole's
+    stopping_step: int
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
@@ -64,6 +65,10 @@ class MRdIBTrainer(Trainer):
         self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are what stops it
         if self.one_pass:  # judged once
             self.epochs = self.eval_step = 1
+        elif getattr(model, "frozen", False):  # only the plug-in's own parameters learn
+            stage = model.settings
+            self.epochs, self.learning_rate = stage.stage_epochs, stage.stage_learning_rate
+            self.stopping_step, self.eval_step = stage.stage_patience - 1, 1
         self.settings = TrainingSettings.from_config(config)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []
@@ -171,7 +176,7 @@ class MRdIBTrainer(Trainer):
 
     def _valid_epoch(self, valid_data: RankingSplit, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        result = self.rank(valid_data).means
+        result = self._judge(valid_data).means
         self.history[-1] |= {"valid": result, "eval_seconds": time.perf_counter() - started}
         score = result[self.valid_metric]
         if score == self.best_valid_score:
@@ -259,6 +264,17 @@ class MRdIBTrainer(Trainer):
         size = (self.model.n_users, self.model.n_items, self.config["eval_batch_size"])
         split = RankingSplit("cold", users, items, [], *size)
         return rank(NewItems(self.model, ids), split, self._metrics, self._ks, self.config["USER_ID_FIELD"])
+
+    def _judge(self, split: RankingSplit) -> Ranking:
+        """The ranking of the validation split; a model with a readout takes its weight here, from the best rung of its ladder."""
+        if getattr(self.model, "rungs", None) is None or not self.model.rungs():
+            return self.rank(split)
+        self.model.eval()
+        user_field = self.config["USER_ID_FIELD"]
+        ranking = rank_ladder(
+            self.model, split, self._metrics, self._ks, user_field, self.valid_metric, self.valid_metric_bigger
+        )
+        return self.rank(split) if self._recbole_metrics else ranking
 
     def load_best(self) -> None:
         """Put the weights of the best epoch into the model."""

@@ -195,7 +195,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _variants(text: str) -> tuple[Any, ...]:
     names = _names(text, "--variants")
-    unknown = [n for n in names if n not in ("plain", "mrdib")]
+    unknown = [n for n in names if n not in registry.kinds()]
     if unknown:
-        raise ConfigError(f"--variants={text}: expected plain, mrdib, or both")
+        raise ConfigError(f"--variants={text}: expected some of {', '.join(registry.kinds())}")
     return names

@@ -33,7 +33,7 @@ baselines:
 
 parameters:
   Any parameter of RecBole, of the model or of MRdIB is an option --key=value; an unknown one is refused, with the
-  nearest names. The defaults and what they mean: properties/overall.yaml, mrdib.yaml and model/<Model>.yaml in
+  nearest names. The defaults and what they mean: properties/overall.yaml, plugin/MRdIB.yaml and model/<Model>.yaml in
   {properties}
 """
 
@@ -143,12 +143,13 @@ def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:
 
 
 def _models(options: argparse.Namespace) -> list[str]:
-    base, plugged = registry.split_variant(options.model)
-    if plugged and (options.baseline or options.compare):
-        raise ConfigError(f"--model={options.model} names the variant; use --model={base} with --baseline or --compare")
+    variant = registry.variant(options.model)
+    if variant.plugin and options.baseline:
+        raise ConfigError(f"--model={options.model} names the variant; use --model={variant.base} with --baseline")
+    plugged = variant.name if variant.plugin else registry.Variant(variant.base, "MRdIB").name
     if options.compare:
-        return [base, f"{base}+{registry.PLUGIN}"]
-    return [base] if options.baseline else [f"{base}+{registry.PLUGIN}"]
+        return [variant.base, plugged]
+    return [variant.base] if options.baseline else [plugged]
 
 
 def _for_model(
@@ -160,7 +161,7 @@ def _for_model(
     from mmrec_mrdib import paths
     from mmrec_mrdib.schema import read_yaml
 
-    plugins = read_yaml(paths.properties_dir() / "mrdib.yaml")
+    plugins = {key for name in registry.PLUGINS for key in read_yaml(paths.properties_dir() / f"plugin/{name}.yaml")}
     merged: dict[str, Any] = {}
     for file in files:
         merged |= read_yaml(Path(file))

@@ -27,7 +27,7 @@ from mmrec_mrdib import paths, registry
 from mmrec_mrdib.config import Config, known_keys
 from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.experiment import record, tune
-from mmrec_mrdib.experiment.run import display_name, make_config, prepare, run
+from mmrec_mrdib.experiment.run import display_name, is_staged, make_config, prepare, run
 from mmrec_mrdib.experiment.tables import csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
 from mmrec_mrdib.paths import write_atomically
@@ -57,14 +57,15 @@ class Spec:
     """What is to be compared.
 
     Attributes:
-        models: backbones, or models of RecBole (these have no +MRdIB).
+        models: backbones, or models of RecBole.
         datasets: names.
         seeds: of the training.
-        variants: 'plain', 'mrdib'.
+        variants: 'plain', 'mrdib', 'mrdib-paper', 'content', ... (`registry.kinds`).
         trials: of tuning a cell; 0: no tuning. Models without a search space are not tuned.
         pruning: of these trials, see `tune`.
         tuning_seed: none of `seeds`; none given: 0, or the first number after them.
-        weights: MRdIB's weights: 'search' (part of the variant's search space), 'auto' (they set themselves), or 'fixed' (as configured).
+        weights: of variants that are trained together with their backbone: 'search' (part of the variant's search space), 'auto' (they set
+            themselves), or 'fixed' (as configured).
         metrics: of the board, as in 'recall@20'; all are tested, and p-values corrected over all.
         values, config_files: parameters of all runs; `dataset_values`: of those on one data set.
         data_path: folder of the data sets; those built in are found without.
@@ -104,6 +105,8 @@ class Cell:
         model: 'VBPR' or 'VBPR+MRdIB'.
         values: its parameters, without those that tuning finds.
         space: what tuning searches; empty: it is not tuned.
+        host: (model, values) that are tuned in its place: a variant whose backbone is trained first takes the parameters that were found
+            for the plain backbone, from the same trials, and searches none of its own.
         tuned: outcome of tuning (see `tune.Tuned`), or None.
         results: seed -> the run's result.
         failures: 'tuning' or 'seed N' -> why.
@@ -113,17 +116,18 @@ class Cell:
     dataset: str
     values: dict[str, Any]
     space: dict[str, list[Any]] = field(default_factory=dict)
+    host: tuple[str, dict[str, Any]] | None = None
     tuned: dict[str, Any] | None = None
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
 
     @property
     def backbone(self) -> str:
-        return registry.split_variant(self.model)[0]
+        return registry.variant(self.model).base
 
     @property
     def variant(self) -> str:
-        return "mrdib" if "+" in self.model else "plain"
+        return registry.variant(self.model).kind
 
 
 def cells(spec: Spec) -> Iterator[Cell]:
@@ -140,24 +144,31 @@ def cells(spec: Spec) -> Iterator[Cell]:
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
-                plugged = variant == "mrdib"
-                if plugged and not registry.is_multimodal(base):
-                    continue
+                name = registry.Variant(base, *registry.kinds()[variant]).name
+                plugged = name != base
                 values = {**spec.values, **spec.dataset_values.get(dataset, {})}
                 if spec.data_path is not None and not _built_in(dataset, spec.data_path):
                     values["data_path"] = spec.data_path
-                if plugged and spec.weights == "auto":
-                    values["weighting"] = "auto"
-                if not plugged:  # the plug-in's parameters are for the +MRdIB side only
-                    values = {k: v for k, v in values.items() if k not in plugins}
+                # A plug-in's parameters are for those that have them.
+                plain = {k: v for k, v in values.items() if k not in plugins}
+                own = _plugin_parameters(registry.variant(name).plugin) if plugged else ()
+                values = plain | {k: v for k, v in values.items() if k in own}
                 if base in recboles:
                     others = frozenset().union(*map(_model_parameters, spec.models)) - _model_parameters(base)
                     values = {k: v for k, v in values.items() if k not in others - known_keys()}
-                cell = Cell(f"{base}+{registry.PLUGIN}" if plugged else base, dataset, values)
+                cell = Cell(name, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
+                if plugged and config["encoders"] == "backbone":
+                    if not registry.is_multimodal(base):
+                        continue  # it has no encoders
+                    if spec.weights == "auto":
+                        cell.values = values = values | {"weighting": "auto"}
+                        config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
                 _check_metrics(spec, config)
-                if spec.trials and tune.has_space(cell.model):
-                    whole = tune.search_space(cell.model, spec.weights)
+                if plugged and is_staged(config):
+                    cell.host = (base, plain)
+                if spec.trials and tune.has_space(base):
+                    whole = tune.search_space(base if cell.host else cell.model, spec.weights)
                     try:
                         cell.space = tune.searched(whole, values, tune.given_files(config, spec.config_files))
                     except ConfigError as error:
@@ -174,16 +185,20 @@ def _files(spec: Spec, plugged: bool) -> tuple[str, ...]:
             given = sorted(ours & set(read_yaml(Path(file))))
             if given and "plain" in spec.variants:
                 raise ConfigError(
-                    f"{file}: {', '.join(given)} is a parameter of {registry.PLUGIN} alone; give it as --{given[0]}=VALUE"
+                    f"{file}: {', '.join(given)} is a parameter of plug-ins alone; give it as --{given[0]}=VALUE"
                 )
     return spec.config_files
 
 
 @functools.cache
-def _plugin_parameters() -> tuple[str, ...]:
+def _plugin_parameters(plugin: str | None = None) -> tuple[str, ...]:
+    """Parameters of one plug-in, or of all."""
     from mmrec_mrdib.schema import read_yaml
 
-    return tuple(read_yaml(paths.properties_dir() / "mrdib.yaml"))
+    names = registry.PLUGINS if plugin is None else (plugin,)
+    return tuple(
+        dict.fromkeys(key for name in names for key in read_yaml(paths.properties_dir() / f"plugin/{name}.yaml"))
+    )
 
 
 @functools.cache
@@ -268,15 +283,16 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
     def submit(cell: Cell, seed: int | None) -> None:
         key = f"{cell.model} on {cell.dataset}, {'tuning' if seed is None else f'seed {seed}'}"
         params = cell.tuned["params"] if cell.tuned else {}
+        model, values = cell.host if cell.host and seed is None else (cell.model, cell.values)
         tasks[key] = (cell, seed)
         pool.submit(
             key,
             {
                 "kind": "tune" if seed is None else "train",
-                "model": cell.model,
+                "model": model,
                 "dataset": cell.dataset,
                 "seed": spec.seed_of_tuning if seed is None else seed,
-                "values": {**cell.values, **params, **_limited(cell, spec, threads)},
+                "values": {**values, **params, **_limited(cell, spec, threads)},
                 "config_files": list(spec.config_files),
                 "trials": spec.trials,
                 "pruning": spec.pruning,
@@ -391,7 +407,7 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
         "variant": cell.variant,
         "status": "complete" if complete else "incomplete" if results else "failed",
         "reasons": reasons,
-        "notes": ["not tuned: no search space"] if spec.trials and not cell.space else [],
+        "notes": _notes(cell, spec),
         "code": sorted(
             {code for r in results.values() for code in record.codes(r)}.union((cell.tuned or {"code": ()})["code"])
         ),
@@ -405,14 +421,22 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
     }
 
 
+def _notes(cell: Cell, spec: Spec) -> list[str]:
+    if not spec.trials:
+        return []
+    if not cell.space:
+        return ["not tuned: no search space"]
+    return ["tuned as its plain backbone, nothing of its own"] if cell.host else []
+
+
 def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
-    """+MRdIB against its backbone: every data set, backbone and metric."""
+    """Each variant against its backbone: every data set and metric."""
     by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
     found: list[Compared] = []
     pairs = 0
     for (dataset, backbone, variant), cell in by_name.items():
         plain = by_name.get((dataset, backbone, "plain"))
-        if variant != "mrdib" or plain is None:
+        if variant == "plain" or plain is None:
             continue
         pairs += 1
         seeds = [s for s in cell.results if s in plain.results]
@@ -425,7 +449,8 @@ def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
             # One difference a user, averaged over the seeds: users are what a larger sample would have more of.
             users = np.mean([d[metric] for d in per_user], axis=0)
             one = compare(before, after, users, len(spec.seeds))
-            one.entry = {"dataset": dataset, "backbone": backbone, "metric": metric, "seeds": seeds} | one.entry
+            named = {"dataset": dataset, "backbone": backbone, "model": cell.model, "metric": metric, "seeds": seeds}
+            one.entry = named | one.entry
             found.append(one)
     return decide(found, pairs * len(spec.metrics))
 

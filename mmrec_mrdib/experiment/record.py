@@ -128,7 +128,7 @@ def run_hash(config: Any, data_fingerprint: str) -> str:
 
 
 def run_folder(root: Path, model: str, dataset: str, seed: int, digest: str) -> Path:
-    return root / f"{model}-{dataset}-{seed}-{digest}"
+    return root / f"{model.replace(' (', '-').rstrip(')')}-{dataset}-{seed}-{digest}"
 
 
 def versions() -> dict[str, str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
+import json
 import logging
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmrec_mrdib import general, process, registry
+from mmrec_mrdib import general, paths, process, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
@@ -23,7 +26,7 @@ from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.paths import write_atomically
-from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
+from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings, read_yaml
 from mmrec_mrdib.trainer import MRdIBTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,24 +54,46 @@ def make_config(
     config_files: Sequence[str | Path] = (),
     values: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The Config of 'VBPR' (plain), 'VBPR+MRdIB' or one of RecBole's general recommenders."""
-    base, plugged = registry.split_variant(model)
+    """The Config of 'VBPR' (plain), 'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or one of RecBole's general recommenders."""
+    base, plugin, preset = registry.variant(model)
     registry.model_class(base)  # an unknown name is told before anything else
-    if plugged and not registry.is_multimodal(base):
-        raise ConfigError(
-            f"--model={model}: {registry.PLUGIN} wraps a multimodal model, one of {', '.join(registry.MODELS)}; "
-            f"run {base} as a plain baseline with --baseline"
-        )
     overrides = dict(values or {})
     if seed is not None:
         overrides["seed"] = seed
-    name = registry.PLUGIN if plugged else base
-    return Config(name, dataset, config_files, {"backbone": base} if plugged else None, overrides)
+    if plugin is None:
+        return Config(base, dataset, config_files, None, overrides)
+    if preset is not None and overrides.setdefault("preset", preset) != preset:
+        raise ConfigError(f"--preset={overrides['preset']}: {model} names {preset}; give one of them")
+    return Config(plugin, dataset, config_files, {"backbone": base}, overrides)
+
+
+def variant_of(config: Any) -> registry.Variant:
+    """The parts of the name of a configuration's model."""
+    if config["model"] not in registry.PLUGINS:
+        return registry.Variant(config["model"])
+    return registry.Variant(config["backbone"], config["model"], config["preset"])
 
 
 def display_name(config: Any) -> str:
-    """'VBPR+MRdIB' or 'VBPR'."""
-    return f"{config['backbone']}+{registry.PLUGIN}" if config["model"] == registry.PLUGIN else config["model"]
+    """'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or 'VBPR'."""
+    return variant_of(config).name
+
+
+def host_config(config: Config) -> Config:
+    """The Config of a variant's plain backbone: all that was given, but for what is the plug-in's."""
+    base, plugin, _ = variant_of(config)
+    own = {
+        "backbone",
+        "preset",
+        "model",
+        "dataset",
+        "seed",
+        *read_yaml(paths.properties_dir() / f"plugin/{plugin}.yaml"),
+    }
+    given = {k: v for k, v in config.external_config_dict.items() if k not in own}
+    # Text is read as YAML: quoted, it stays text.
+    values = {k: json.dumps(v) if isinstance(v, str) else v for k, v in given.items()}
+    return make_config(base, config["dataset"], config["seed"], values=values)
 
 
 def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
@@ -146,9 +171,18 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
     started = time.perf_counter()
     record.reset_peak_memory()
     splits = _seeded_splits(config)
-    name, seed = display_name(config), config["seed"]
     fingerprint = splits.dataset.fingerprint(splits.parts)
-    folder = record.run_folder(runs, name, config["dataset"], seed, record.run_hash(config, fingerprint))
+    folder = record.run_folder(
+        runs, display_name(config), config["dataset"], config["seed"], record.run_hash(config, fingerprint)
+    )
+    with _alone(folder):
+        return _run(config, splits, folder, fingerprint, started, resume)
+
+
+def _run(
+    config: Config, splits: Splits, folder: Path, fingerprint: str, started: float, resume: bool
+) -> dict[str, Any]:
+    name, seed = display_name(config), config["seed"]
     if resume and (folder / "result.json").is_file():
         found = record.load_result(folder)
         logger.info("%s: complete already, its result is used", folder)
@@ -159,12 +193,16 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             )  # fmt: skip
         return found | {"folder": str(folder)}
     model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
+    backbone: dict[str, Any] | None = None
+    if is_staged(config):
+        backbone = run(host_config(config), folder.parent, resume=True)
+        _take_backbone(config, model, record.load_checkpoint(Path(backbone["folder"]) / "best.pt")["state_dict"])
     if splits.dataset.cold is not None:
         _check_new_items(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
+        raise ConfigError(f"--runs={folder.parent}: no folder can be made there ({error.strerror})") from error
     if not resume:
         _clear(folder)
     codes = _codes(folder)
@@ -192,7 +230,7 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
             logger.warning("%s. Epoch %d, the best so far, is kept", error, trainer.best_epoch)
         finally:
             trainer.tensorboard.close()
-        result = _finish(config, splits, trainer, folder, fingerprint, started, codes)
+        result = _finish(config, splits, trainer, folder, fingerprint, started, codes, backbone)
     return result | {"folder": str(folder)}
 
 
@@ -208,6 +246,10 @@ def best_on_valid(
     """
     splits = _seeded_splits(config)
     model = seeded_model(config, splits)
+    if is_staged(config):
+        host = best_on_valid(host_config(config), folder / "backbone")
+        host.load_best()
+        _take_backbone(config, model, host.model.state_dict())
     config["checkpoint_dir"] = str(folder)
     trainer = MRdIBTrainer(config, model, folder)
     trainer.popularity = popularity(config, splits)
@@ -217,6 +259,33 @@ def best_on_valid(
     finally:
         trainer.tensorboard.close()
     return trainer
+
+
+def is_staged(config: Config) -> bool:
+    """Whether the model's backbone is trained first, by itself."""
+    return config["model"] in registry.PLUGINS and registry.model_class(config["model"]).is_staged(config)
+
+
+def _take_backbone(config: Config, model: Any, state: Mapping[str, Any]) -> None:
+    """The trained backbone into a variant; what is drawn from here on does not depend on whether it was trained just now."""
+    from recbole.utils import init_seed
+
+    model.backbone.load_state_dict(state)
+    model.freeze_backbone()
+    init_seed(config["seed"], config["reproducibility"])
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes that want the same run (two variants of one backbone): the second waits, and finds what the first one left."""
+    locks = folder.parent / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--runs={folder.parent}: no folder can be made there ({error.strerror})") from error
+    with (locks / folder.name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def popularity(config: Config, splits: Splits) -> dict[str, float]:
@@ -259,6 +328,7 @@ def _finish(
     fingerprint: str,
     started: float,
     codes: list[str],
+    backbone: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     trainer.load_best()
     test_started = time.perf_counter()
@@ -272,7 +342,8 @@ def _finish(
         **record.state(trainer.diverged, len(epochs)),
         "model": name,
         "backbone": config["backbone"] or config["model"],
-        "plugin": registry.PLUGIN if config["model"] == registry.PLUGIN else None,
+        "plugin": variant_of(config).plugin,
+        "preset": variant_of(config).preset,
         "dataset": config["dataset"],
         "modalities": list(splits.dataset.features),
         "seed": config["seed"],
@@ -298,6 +369,12 @@ def _finish(
         "config": record.config_values(config),
         "epochs": epochs,
     }
+    if (readout := getattr(trainer.model, "readout", None)) is not None:
+        result["readout"] = readout()
+    if backbone is not None:
+        result["trained_backbone"] = {
+            "folder": Path(backbone["folder"]).name, **{k: backbone[k] for k in ("total_seconds", "valid", "test", "best_epoch")}
+        }  # fmt: skip
     if splits.dataset.cold is not None:
         users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
         cold = trainer.rank_new_items(users, items)

@@ -80,10 +80,8 @@ def _datasets(board: Board) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _comparison(board: Board, row: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
-    if row["variant"] != "mrdib":
-        return None
-    keys = (row["dataset"], row["backbone"], metric)
-    return next((c for c in board["comparisons"] if (c["dataset"], c["backbone"], c["metric"]) == keys), None)
+    keys = (row["dataset"], row["model"], metric)
+    return next((c for c in board["comparisons"] if (c["dataset"], c["model"], c["metric"]) == keys), None)
 
 
 def _value(row: Mapping[str, Any], metric: str, plus_minus: str = " ± ") -> str:
@@ -108,7 +106,7 @@ def _percent(share: float) -> str:
 def _smallest(board: Board, row: Mapping[str, Any]) -> str:
     """'2.1 % / 3.0 %': by metric, the smallest gain that would have been significant; or why none could be."""
     found = [c for m in board["metrics"] if (c := _comparison(board, row, m)) is not None]
-    if row["variant"] != "mrdib":
+    if row["variant"] in ("plain", "reported"):
         return ""
     if any(c["smallest"] is not None for c in found):
         return " / ".join("–" if c["smallest"] is None else _percent(c["smallest"]) for c in found)
@@ -155,9 +153,9 @@ def _budget(board: Board) -> str:
     if not board["trials"]:
         return f"No tuning: every model at its configured parameters. {made}"
     how = {
-        "search": "MRdIB's weights are part of the variant's search",
-        "auto": "MRdIB's weights set themselves",
-        "fixed": "MRdIB's weights are fixed",
+        "search": "weights of plug-ins that train together with their backbone are part of the variant's search",
+        "auto": "weights of plug-ins that train together with their backbone set themselves",
+        "fixed": "plug-ins' weights are fixed",
     }
     return (
         f"{board['trials']} trials of tuning on validation for each model and variant, with seed {board['tuning_seed']}, which is not tested"
@@ -196,7 +194,7 @@ def markdown(board: Board) -> str:
             "",
             "p-values after Holm's correction; d: Cohen's d of the paired differences.",
             "",
-            "| data set | backbone | metric | gain | smallest | users: bootstrap p | Wilcoxon p | d | seeds: t-test p | d | not significant for |",
+            "| data set | model | metric | gain | smallest | users: bootstrap p | Wilcoxon p | d | seeds: t-test p | d | not significant for |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for c in board["comparisons"]:
@@ -204,7 +202,7 @@ def markdown(board: Board) -> str:
             if c["significant"] and c["difference"] > 0:
                 shown = f"**{shown}**"
             lines.append(
-                f"| {_md(c['dataset'])} | {_md(c['backbone'])} | {title(c['metric'])} | {shown} "
+                f"| {_md(c['dataset'])} | {_md(c['model'])} | {title(c['metric'])} | {shown} "
                 f"| {'–' if c['smallest'] is None else _percent(c['smallest'])} | {_p(c['bootstrap'])} | {_p(c['wilcoxon'])} "
                 f"| {_effect(c['bootstrap'])} | {_p(c['t'])} | {_effect(c['t'])} | {', '.join(c['missing'])} |"
             )

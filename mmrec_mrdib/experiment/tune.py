@@ -108,7 +108,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
     Raises:
         ConfigError: no space is known, or the file is not one.
     """
-    base, plugged = registry.split_variant(model)
+    base, plugin, preset = registry.variant(model)
     registry.model_class(base)  # an unknown or refused name is told as such
     if file is not None:
         space = read_yaml(file)
@@ -116,13 +116,14 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
         folder = paths.properties_dir() / "search"
         own = folder / f"{base}.yaml"
         if not has_space(model):
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.stem != registry.PLUGIN))
+            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.stem not in registry.PLUGINS))
             raise ConfigError(
                 f"no search space for {base} in {folder}; give one with --space=FILE.yaml. Known: {known}"
             )
         space = read_yaml(own)
-        if plugged and weights == "search":
-            space |= read_yaml(folder / f"{registry.PLUGIN}.yaml")
+        searched_too = folder / (f"{plugin}-{preset}.yaml" if preset else f"{plugin}.yaml")
+        if plugin and weights == "search" and searched_too.is_file():
+            space |= read_yaml(searched_too)
             for weight, parameter in TWINS.get(base, {}).items():
                 space |= {weight: space[parameter], parameter: [0.0]}
     for key, values in space.items():
@@ -133,7 +134,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
 
 def has_space(model: str) -> bool:
     """Whether properties/search/ has a search space for the model (or the variant's backbone)."""
-    return (paths.properties_dir() / "search" / f"{registry.split_variant(model)[0]}.yaml").is_file()
+    return (paths.properties_dir() / "search" / f"{registry.variant(model).base}.yaml").is_file()
 
 
 def searched(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -14,25 +16,27 @@ from mmrec_mrdib.models.base import EncodingStage
 
 
 class _Sample(torch.autograd.Function):
-    """z = mu + sigma eps and KL(N(mu, diag sigma^2) || N(0, I)) of each row in nats, 1/2 sum_d (mu^2 + sigma^2 - 1 - log sigma^2), for
-    log sigma^2 clamped to bounds; the closed-form gradient, in one node, saves passes over memory and an exponential. Where the clamp
+    """z = mu + sigma eps and KL(N(mu, diag sigma^2) || N(0, s^2 I)) of each row in nats, 1/2 sum_d ((mu^2 + sigma^2) / s^2 - 1 -
+    log(sigma^2 / s^2)), for log sigma^2 clamped to bounds; the closed-form gradient, in one node, saves passes over memory and an exponential. Where the clamp
     holds, no gradient reaches the head."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float, prior: float) -> tuple[Tensor, Tensor]:
         log_var = raw.clamp(low, high)
         sigma = (0.5 * log_var).exp_()
-        excess = torch.square(sigma).sub_(1.0)
-        kl = log_var.neg_().add_(excess).addcmul_(mean, mean).sum(dim=-1).mul_(0.5)
+        precision = 1.0 / prior**2
+        excess = torch.square(sigma).mul_(precision).sub_(1.0)
+        kl = log_var.neg_().add_(excess).addcmul_(mean, mean, value=precision).sum(dim=-1)
+        kl = kl.add_(mean.shape[-1] * 2 * math.log(prior)).mul_(0.5)
         spread = torch.randn_like(mean).mul_(sigma)
         ctx.save_for_backward(mean, raw, spread, excess)
-        ctx.bounds = (low, high)
+        ctx.bounds, ctx.precision = (low, high), precision
         ctx.set_materialize_grads(False)
         return mean + spread, kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None, None]:
         mean, raw, spread, excess = ctx.saved_tensors
         of_z, of_kl = grads
         if of_z is None:
@@ -40,31 +44,48 @@ class _Sample(torch.autograd.Function):
         inner, of_mean = of_z * spread, of_z
         if of_kl is not None:
             of_kl = of_kl.unsqueeze(-1)
-            inner.addcmul_(excess, of_kl)  # d kl / d log sigma^2 = (sigma^2 - 1) / 2
-            of_mean = torch.addcmul(of_z, mean, of_kl)
-        return of_mean, torch.ops.aten.hardtanh_backward(inner.mul_(0.5), raw, *ctx.bounds), None, None
+            inner.addcmul_(excess, of_kl)  # d kl / d log sigma^2 = (sigma^2 / s^2 - 1) / 2
+            of_mean = torch.addcmul(of_z, mean, of_kl, value=ctx.precision)
+        return of_mean, torch.ops.aten.hardtanh_backward(inner.mul_(0.5), raw, *ctx.bounds), None, None, None
 
 
 class Gaussian(EncodingStage):
-    """q(z|x) = N(mu(x), diag sigma^2(x)): mu is the backbone's own encoder, log sigma^2 one linear head on its output.
+    """q(z|x) = N(mu(x), diag sigma^2(x)): mu is the encoder, log sigma^2 one linear head on its output.
 
     Training: z = mu + sigma * eps, one eps a step. Evaluation: z = mu, and the head is not even computed. The head reads
     mu(x) and not x itself: sigma stays a function of x, at d^2 parameters and cost in place of D_m d.
 
     Args:
         dims: modality -> d, the width of its representation.
-        init_log_var: bias of the head at the start (its weights are 0, so that training begins almost deterministic).
+        init_log_var: log sigma^2 at the start (the head's weights are 0, so that training begins almost deterministic).
         min_log_var, max_log_var: clamp of log sigma^2.
+        sigma: 'dim': one sigma an item and dimension; 'item': one an item; 'constant': one for all, which does not learn.
+        prior_std: s of the prior N(0, s^2 I).
+        scales: modality -> mean square of mu that the three log variances are relative to; none: 1, they are absolute.
     """
 
-    def __init__(self, dims: Mapping[str, int], init_log_var: float, min_log_var: float, max_log_var: float) -> None:
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        init_log_var: float,
+        min_log_var: float,
+        max_log_var: float,
+        sigma: Literal["dim", "item", "constant"] = "dim",
+        prior_std: float = 1.0,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
-        self.bounds = (min_log_var, max_log_var)
-        self.heads = nn.ModuleDict({m: nn.Linear(d, d) for m, d in dims.items()})
-        for head in self.heads.values():
+        self.prior_std = prior_std
+        offsets = {m: math.log(scales[m]) if scales else 0.0 for m in dims}
+        self.bounds = {m: (min_log_var + offset, max_log_var + offset) for m, offset in offsets.items()}
+        self.start = {m: init_log_var + offset for m, offset in offsets.items()}
+        self.heads = nn.ModuleDict(
+            {m: nn.Linear(d, 1 if sigma == "item" else d) for m, d in dims.items() if sigma != "constant"}
+        )
+        for m, head in self.heads.items():
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, init_log_var)
+            nn.init.constant_(head.bias, self.start[m])
 
     def encode(
         self, modality: str, encoder: Callable[[Tensor], Tensor], features: Tensor
@@ -72,6 +93,44 @@ class Gaussian(EncodingStage):
         mean = encoder(features)
         if not self.training:
             return mean, mean, None
-        raw = self.heads[modality](mean)
-        z, kl = _Sample.apply(at_least_single(mean), at_least_single(raw), *self.bounds)  # a rate is a loss
+        constant = torch.full_like(mean, self.start[modality]) if not self.heads else None
+        raw = self.heads[modality](mean).expand_as(mean) if constant is None else constant
+        raw = at_least_single(raw)  # a rate is a loss
+        z, kl = _Sample.apply(at_least_single(mean), raw, *self.bounds[modality], self.prior_std)
         return z, mean, kl
+
+
+class Linear(nn.Module):
+    """mu(x) = W (x - mean) / std + b, (R, D) -> (R, d), for models that have no encoder of their own.
+
+    W starts as the d leading principal components of the standardised features, scaled to a mean square of 1 over the catalogue: at first,
+    cosines of mu are close to cosines of the features.
+
+    Args:
+        features: (I, D), row 0 padding.
+        width: d; dimensions beyond the rank of the features start at 0.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, features: Tensor, width: int) -> None:
+        super().__init__()
+        known = features[1:].float()
+        std = known.std(0, correction=0)
+        self.register_buffer("mean", known.mean(0))
+        self.register_buffer("inverse_std", torch.where(std > 1e-6 * std.max(), 1 / std, 0.0))
+        x = (known - self.mean) * self.inverse_std
+        k = min(width, *x.shape)
+        with torch.random.fork_rng(devices=[]):  # the same components whatever was drawn before
+            torch.manual_seed(0)
+            v = torch.svd_lowrank(x, k, niter=4)[2]
+        weight = x.new_zeros(width, x.shape[1])
+        weight[:k] = v.T
+        square = (x @ v).square().sum() / (len(x) * width)
+        self.weight = nn.Parameter(weight / square.sqrt().clamp_min(torch.finfo(x.dtype).tiny))
+        self.bias = nn.Parameter(x.new_zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.inverse_std  # d x D in place of R x D
+        return F.linear(x, weight, self.bias - weight @ self.mean)

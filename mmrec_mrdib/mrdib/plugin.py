@@ -1,42 +1,66 @@
-"""MRdIB, the plug-in: any multimodal backbone with a Gaussian encoding stage and its objectives (arXiv 2509.20225)."""
+"""MRdIB, the plug-in (arXiv 2509.20225), and the form of it that carries the features' information into the ranking.
+
+`--preset paper` is the method as published: the backbone's own encoders become Gaussian, and objectives are added to its loss. The default is
+ours: the objectives ask that a user's *other items* predict, through encoders of the plug-in's own, and the ranking reads them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
-from mmrec_mrdib.errors import ContractError
+from mmrec_mrdib.errors import ConfigError, ContractError
 from mmrec_mrdib.graphs import gather_rows
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
-from mmrec_mrdib.mrdib.encoder import Gaussian
+from mmrec_mrdib.losses import margin
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, StepLoss
+from mmrec_mrdib.mrdib.encoder import Gaussian, Linear
 from mmrec_mrdib.mrdib.estimators import REGISTRY
+from mmrec_mrdib.mrdib.history import leave_one_out
+from mmrec_mrdib.mrdib.objectives.contrast import contrast
 from mmrec_mrdib.mrdib.objectives.rate import rate
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
 from mmrec_mrdib.mrdib.objectives.synergistic import synergistic
 from mmrec_mrdib.mrdib.objectives.unique import unique
 from mmrec_mrdib.mrdib.weighting import TERMS, AutoWeights
-from mmrec_mrdib.schema import Settings
+from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
 
 
-class MRdIBSettings(Settings):
-    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "mrdib.yaml")
+class MRdIBSettings(ChannelSettings):
+    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/MRdIB.yaml", "plugin/MRdIB-{preset}.yaml")
 
-    backbone: str
-    """Name of the model that is wrapped."""
+    preset: str | None = None
+    """Name of a set of values, properties/plugin/MRdIB-<preset>.yaml, that replaces the defaults."""
+    encoders: Literal["own", "backbone"]
+    """Whose projections of the features are stochastic: the plug-in's own, or the backbone's."""
+    content_size: int = Field(ge=1)
+    """Width of the plug-in's own encoders."""
+    user_view: Literal["history", "backbone"]
+    """What decodes a modality: the user's other items, or the backbone's view of the user."""
+    unique_loss: Literal["softmax", "bpr"]
+    """history: softmax over the items of the batch, or BPR against the sampled negative."""
+    contrast_temperature: float = Field(gt=0)
+    """Temperature of that softmax."""
+    history_cap: int = Field(ge=1)
+    """A user's pairs count as this many at most, however many it has."""
     rate_weight: float = Field(ge=0)
     """alpha_1, the weight of the KL rate."""
+    rate_reduce: Literal["sum", "mean"]
+    """Rate in nats, summed over the dimensions of z, or in nats per dimension."""
+    prior_std: float = Field(gt=0)
+    """Standard deviation of the prior."""
     redundant_weight: float = Field(ge=0)
     """alpha_2, the weight of the mutual information between modalities."""
     unique_weight: float = Field(ge=0)
     """alpha_3, the weight of the unimodal predictions."""
     synergy_weight: float = Field(ge=0)
-    """alpha_4, the weight of the fused prediction where no modality alone is right (ours; 0 is the paper)."""
+    """alpha_4, the weight of what only the fusion of the modalities predicts (ours)."""
     weighting: Literal["fixed", "auto"]
     """fixed: alpha_1 to alpha_3 as given; auto: they set themselves, from these values on (0 stays 0)."""
     rate_target: float = Field(gt=0)
@@ -55,6 +79,10 @@ class MRdIBSettings(Settings):
     """Width of its hidden layer."""
     mi_ema_rate: float = Field(gt=0, lt=1)
     """Step of MINE's moving average."""
+    sigma: Literal["dim", "item", "constant"]
+    """One sigma an item and dimension, one an item, or one for all that does not learn."""
+    sigma_scale: Literal["absolute", "relative"]
+    """Whether the log variances below are relative to the mean square of mu at the start."""
     init_log_var: float
     """log sigma^2 at the start."""
     min_log_var: float
@@ -63,48 +91,75 @@ class MRdIBSettings(Settings):
     """Upper clamp of log sigma^2."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _together(self) -> Self:
         if not self.min_log_var <= self.init_log_var <= self.max_log_var:
             raise ValueError("expected min_log_var <= init_log_var <= max_log_var")
         if self.weight_bounds[0] > self.weight_bounds[1]:
             raise ValueError("expected weight_bounds=[least, largest]")
+        if self.training == "staged" and self.encoders == "backbone":
+            raise ValueError("a trained backbone's encoders stay as they are: with --training=staged, --encoders=own")
+        if self.encoders == "own" and self.user_view == "backbone":
+            raise ValueError(
+                "the backbone knows nothing of the plug-in's own encoders: with --encoders=own, --user_view=history"
+            )
+        if self.weighting == "auto" and self.encoders == "own":
+            raise ValueError(
+                "auto balances pulls at the backbone's representations: with --encoders=own, --weighting=fixed"
+            )
         return self
 
 
-class MRdIB(MultimodalRecommender):
+class MRdIB(Channel):
     """L = L_rec + alpha_1 L_KL + alpha_2 L_R + alpha_3 L_U + alpha_4 L_S around `backbone`; L_rec is all of the backbone's own loss.
 
-    | term | formula | over |
-    |---|---|---|
-    | rate | sum_m E_i KL(q(z^m given x_i^m) to N(0, I)) | distinct items of the batch |
-    | redundant | mean over pairs of I(z^m; z^m'), by `mi_estimator` | distinct items of the batch |
-    | unique | sum_m BPR of <p_u^m, q_i^m> | pairs of the batch |
-    | synergistic | BPR of s(u, i), weighted by how wrong every modality alone is (ours, off by default) | pairs of the batch |
+    z^m is a sample of N(mu^m, diag sigma^2) while training, and mu^m in evaluation; mu^m is a linear map of the features (`encoders: own`),
+    or the backbone's projection (`backbone`).
 
-    p_u^m and q_i^m are the backbone's own views of users and items through a modality; where it has none, p_u^m is a table owned by
-    the plug-in and q_i^m is z_i^m.
+    | term | formula, `user_view: history` | `user_view: backbone` (the paper) | over |
+    |---|---|---|---|
+    | rate | sum_m E_i KL(q(z^m given x_i^m) to N(0, s^2 I)) | the same | distinct items of the batch |
+    | redundant | mean over pairs of I(z^m; z^m'), by `mi_estimator` | the same | distinct items of the batch |
+    | unique | sum_m -ln softmax of <p_u^m(-i), zhat_i^m> / t | sum_m BPR of <p_u^m, q_i^m> | pairs of the batch |
+    | synergistic | -ln softmax of sum_m <p_u^m(-i), zhat_i^m> / t | BPR of s(u, i), weighted by how wrong every modality alone is | pairs |
+
+    history (ours): p_u^m(-i) is the direction of the sum of zhat over the user's other training items (`mrdib/history.py`); no negatives are
+    items that the user has; pairs of users with one item have no view and do not count.
+    backbone (the paper): p_u^m and q_i^m are the backbone's own views of users and items through a modality; where it has none, p_u^m
+    is a table owned by the plug-in and q_i^m is z_i^m.
+
+    With `readout: late` scores read the representations, s' = s + w sum_m <p_u^m, zhat_i^m> (`plugins/channel.py`); with `none` scores are
+    the backbone's. With `training: staged` the backbone is trained first, as it is without the plug-in, and only the plug-in's own encoders
+    learn after that: the gain over the backbone is then all the content's.
     Any number of modalities; with one, L_R is 0. A term whose weight is 0 is not computed. With `weighting: auto` alpha_1 to alpha_3
-    set themselves (see AutoWeights). Prediction is the backbone's, with means, and costs what the backbone's costs.
+    set themselves (see AutoWeights).
 
-    Deviations: pairs and sums over M > 2 modalities, alpha_4 and the automatic weights are ours (the paper has two modalities).
+    Deviations: pairs and sums over M > 2 modalities, alpha_4, the automatic weights, own encoders, history views and the readout are
+    ours.
     """
+
+    settings_class = MRdIBSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        for m in self.modalities:  # the backbone holds them
-            delattr(self, f"features_{m}")
-        self.settings = settings = MRdIBSettings.from_config(config)
-        # First, so that a seed gives the backbone the parameters it has without the plug-in.
-        self.backbone: MultimodalRecommender = registry.model_class(settings.backbone)(config, dataset)
-        backbone = self.backbone
+        settings: MRdIBSettings = self.settings
+        self.own_encoders: nn.ModuleDict | None = None
+        if settings.encoders == "own":
+            features = self.content_features()
+            self.own_encoders = nn.ModuleDict({m: Linear(x, settings.content_size) for m, x in features.items()})
+        elif not self.multimodal:
+            raise ConfigError(f"--encoders=backbone: {settings.backbone} has no features; choose --encoders=own")
         with torch.no_grad():
-            widths = {m: encoder(backbone.features(m)[:1]).shape[1] for m, encoder in backbone.encoders.items()}
-        self.backbone.stage = Gaussian(
-            widths,
-            settings.init_log_var,
-            settings.min_log_var,
-            settings.max_log_var,
-        )
+            means = self._means(self.content_features())
+        widths = {m: z.shape[1] for m, z in means.items()}
+        scales = {m: max(float(z[1:].square().mean()), 1e-12) for m, z in means.items()}
+        stage = Gaussian(
+            widths, settings.init_log_var, settings.min_log_var, settings.max_log_var, settings.sigma, settings.prior_std,
+            scales if settings.sigma_scale == "relative" else None,
+        )  # fmt: skip
+        if self.own_encoders is None:
+            self.backbone.stage = stage
+        else:
+            self.stage = stage
         dim = next(iter(widths.values()))
         estimator = registry.load(REGISTRY[settings.mi_estimator])
         self.redundancy = Redundancy(
@@ -122,47 +177,58 @@ class MRdIB(MultimodalRecommender):
                 self.weights, settings.rate_target, shares, settings.weight_bounds, settings.balance_interval
             )
         self.own_views = nn.ParameterDict()
-        if settings.unique_weight or settings.synergy_weight:
-            backbone.eval()
-            offered = backbone.evaluation_embeddings().views
-            backbone.train()
+        if settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight):
+            self.backbone.eval()
+            offered = self.backbone.evaluation_embeddings().views
+            self.backbone.train()
             for m, d in widths.items():
                 if m not in offered:
                     self.own_views[m] = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
 
+    # Representations.
+
+    def _means(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        encoders = self.backbone.encoders if self.own_encoders is None else self.own_encoders
+        return {m: encoders[m](x) for m, x in features.items()}
+
+    def content(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._means(features)
+
+    def encode_items(self, items: Tensor | None = None) -> Encoded:
+        """Representations of the given items (sorted ids), or of all: the plug-in's own, where it has encoders."""
+        if self.own_encoders is None:
+            return super().encode_items(items)
+        features = self.content_features()
+        if items is not None:
+            features = {m: gather_rows(x, items) for m, x in features.items()}
+        return self.stage(self.own_encoders, features, items)
+
+    # The step.
+
     def step_loss(self, interaction: Any) -> StepLoss:
         """The backbone's losses and the plug-in's; logs: rate and unique by modality, mi by pair, in nats; automatic alphas."""
-        batch = self.backbone.batch(interaction)
-        enc, emb = self.backbone.forward_batch(batch)
-        parts = dict(self.backbone.loss_parts(enc, emb, batch))
+        batch = self.batch(interaction)
+        settings: MRdIBSettings = self.settings
+        history = settings.user_view == "history"
+        parts: dict[str, Tensor] = {}
+        enc = emb = None
+        if not self.multimodal and not self.frozen:
+            parts = self.host_parts(interaction)
+        elif not self.frozen:
+            enc, emb = self._host_pass(batch, whole=self.own_encoders is None and history)
+            parts = dict(self.backbone.loss_parts(enc, emb, batch))
         rec = tuple(parts)
+        if self.own_encoders is not None:
+            enc = self.encode_items()
+        assert enc is not None
         logs: dict[str, Tensor] = {}
         weights: Mapping[str, Any] = self.weights if self.auto is None else self.auto.values()
-        # Everything is over the distinct items of the batch; where the backbone encodes only these, it is over all there is.
-        whole = enc.items is None
-        if "rate" in weights:
-            if enc.rate is None:
-                raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
-            present = batch.present if whole else None
-            rates = {m: rate(kl, present) for m, kl in enc.rate.items()}
-            total = torch.stack(list(rates.values())).sum()
-            parts["rate"] = weights["rate"] * total
-            logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}
-            if self.auto is not None and self.training:
-                self.auto.hold_rate(total.detach() / sum(z.shape[1] for z in enc.z.values()))
-        if "redundant" in weights:
-            distinct = {m: gather_rows(z, batch.items) for m, z in enc.z.items()} if whole else enc.z
-            parts["redundant"], nats = self.redundancy(distinct, weights["redundant"])
-            logs |= {f"mi/{pair}": value for pair, value in nats.items()}
-        if "unique" in weights or self.settings.synergy_weight:
-            margins = self._unimodal(enc, emb, batch)
-        if "unique" in weights:
-            uniques = {m: unique(values) for m, values in margins.items()}
-            parts["unique"] = weights["unique"] * torch.stack(list(uniques.values())).sum()
-            logs |= {f"unique/{m}": value.detach() for m, value in uniques.items()}
-        if self.settings.synergy_weight:
-            fused = batch.margins(emb.users, emb.items, enc)
-            parts["synergistic"] = self.settings.synergy_weight * synergistic(fused, margins.values())
+        self._rate_and_redundancy(enc, batch, weights, parts, logs)
+        if history:
+            self._by_history(enc, batch, weights, parts, logs)
+        else:
+            assert emb is not None
+            self._by_backbone(enc, emb, batch, weights, parts, logs)
         if self.auto is not None:
             logs |= {f"alpha/{t}": value for t, value in weights.items()}
             if self.training and self.auto.due():
@@ -170,9 +236,105 @@ class MRdIB(MultimodalRecommender):
                 self.auto.balance(torch.stack([parts[p] for p in rec]).sum(), terms, list(enc.z.values()))
         return StepLoss(parts, logs)
 
-    def _unimodal(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """s_m(u, i) - s_m(u, j) of the batch's pairs, (B,) by modality."""
-        return {m: batch.margins(*pair, enc) for m, pair in self._views(enc, emb).items()}
+    def _host_pass(self, batch: Batch, whole: bool) -> tuple[Encoded, Embeddings]:
+        """The backbone's pass over what its step needs, or over the whole catalogue: histories reach beyond the batch."""
+        if not whole:
+            enc, emb = self.backbone.forward_batch(batch)
+        else:
+            enc = replace(self.backbone.encode_items(), users=self.backbone.users_to_read(batch))
+            emb = self.backbone.propagate(enc)
+        return enc, emb
+
+    def _rate_and_redundancy(
+        self, enc: Encoded, batch: Batch, weights: Mapping[str, Any], parts: dict[str, Tensor], logs: dict[str, Tensor]
+    ) -> None:
+        # Everything is over the distinct items of the batch; where only these are encoded, it is over all there is.
+        whole = enc.items is None
+        if "rate" in weights:
+            if enc.rate is None:
+                raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
+            present = batch.present if whole else None
+            rates = {m: rate(kl, present) for m, kl in enc.rate.items()}
+            total = torch.stack(list(rates.values())).sum()
+            if self.settings.rate_reduce == "mean":
+                per_dim = [value / enc.z[m].shape[1] for m, value in rates.items()]
+                parts["rate"] = weights["rate"] * torch.stack(per_dim).sum()
+            else:
+                parts["rate"] = weights["rate"] * total
+            logs |= {f"rate/{m}": value.detach() for m, value in rates.items()}
+            if self.auto is not None and self.training:
+                self.auto.hold_rate(total.detach() / sum(z.shape[1] for z in enc.z.values()))
+        if "redundant" in weights:
+            distinct = {m: gather_rows(z, batch.items) for m, z in enc.z.items()} if whole else enc.z
+            parts["redundant"], nats = self.redundancy(distinct, weights["redundant"])
+            logs |= {f"mi/{pair}": value for pair, value in nats.items()}
+
+    def _by_backbone(
+        self,
+        enc: Encoded,
+        emb: Embeddings,
+        batch: Batch,
+        weights: Mapping[str, Any],
+        parts: dict[str, Tensor],
+        logs: dict[str, Tensor],
+    ) -> None:
+        """Unique and synergistic by the backbone's views (the paper)."""
+        alpha_4 = self.settings.synergy_weight
+        if "unique" not in weights and not alpha_4:
+            return
+        margins = {m: batch.margins(*pair, enc) for m, pair in self._views(enc, emb).items()}
+        if "unique" in weights:
+            uniques = {m: unique(values) for m, values in margins.items()}
+            parts["unique"] = weights["unique"] * torch.stack(list(uniques.values())).sum()
+            logs |= {f"unique/{m}": value.detach() for m, value in uniques.items()}
+        if alpha_4:
+            parts["synergistic"] = alpha_4 * synergistic(batch.margins(emb.users, emb.items, enc), margins.values())
+
+    def _by_history(
+        self, enc: Encoded, batch: Batch, weights: Mapping[str, Any], parts: dict[str, Tensor], logs: dict[str, Tensor]
+    ) -> None:
+        """Unique and synergistic by what the user's other items say (ours)."""
+        settings: MRdIBSettings = self.settings
+        alpha_4 = settings.synergy_weight
+        if "unique" not in weights and not alpha_4:
+            return
+        lengths = self.histories.lengths(batch.users)
+        # The pairs of very active users are as many as those of all the others: they count as `history_cap` pairs.
+        counts = (settings.history_cap / lengths.clamp_min(1)).clamp(max=1.0) * (lengths > 1)
+        unit = {m: F.normalize(z) for m, z in enc.z.items()}
+        views = {m: leave_one_out(self.histories, z, batch.users, batch.positive) for m, z in unit.items()}
+        if settings.unique_loss == "softmax":
+            rows, own, blocked = self._candidates(batch)
+            items = [gather_rows(z, rows) for z in unit.values()]
+            uniques, together = contrast(
+                list(views.values()), items, own, blocked, counts, settings.contrast_temperature
+            )
+        else:
+            assert batch.negative is not None
+            margins = [
+                margin(p, gather_rows(unit[m], batch.positive), gather_rows(unit[m], batch.negative))
+                for m, p in views.items()
+            ]
+            share = counts * (len(counts) / counts.sum().clamp_min(1e-12))
+            t = settings.contrast_temperature
+            uniques = torch.stack([unique(values / t, share) for values in margins])
+            together = unique(torch.stack(margins).sum(0) / t, share)
+        if "unique" in weights:
+            parts["unique"] = weights["unique"] * uniques.sum()
+        if alpha_4:
+            parts["synergistic"] = alpha_4 * together
+        logs |= {f"unique/{m}": value for m, value in zip(unit, uniques.detach().unbind(), strict=True)}
+
+    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The distinct positive items of the batch (R,), the row of each pair's own (B,), and the (pair, row) places of the other items of
+        the pair's user among them, which are no negatives."""
+        rows, own = torch.unique(batch.positive, return_inverse=True)
+        place = torch.full((self.n_items,), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        pairs, items = self.histories.entries(batch.users)
+        at = place[items]
+        other = (at >= 0) & (items != batch.positive[pairs])
+        return rows, own, (pairs[other], at[other])
 
     def _views(self, enc: Encoded, emb: Embeddings) -> dict[str, tuple[Tensor, Tensor]]:
         own = {
@@ -181,40 +343,14 @@ class MRdIB(MultimodalRecommender):
         }
         return {**own, **emb.views}
 
-    # Everything else is the backbone's.
-
-    def propagate(self, enc: Encoded) -> Embeddings:
-        return self.backbone.propagate(enc)
-
-    def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        return self.backbone.loss_parts(enc, emb, batch)
-
-    def encode_items(self, items: Tensor | None = None) -> Encoded:
-        return self.backbone.encode_items(items)
-
-    def features(self, modality: str) -> Tensor:
-        return self.backbone.features(modality)
-
-    def new_items(self, enc: Encoded) -> Tensor:
-        return self.backbone.new_items(enc)
-
-    def row_tables(self) -> list[nn.Parameter]:
-        return self.backbone.row_tables()
+    def evaluation_embeddings(self) -> Embeddings:
+        emb = super().evaluation_embeddings()
+        return replace(emb, views=self._views(self.backbone.encode_items(), emb)) if self.own_views else emb
 
     def before_epoch(self, epoch: int) -> None:
         if self.auto is not None:
             self.auto.begin_epoch()
-        self.backbone.before_epoch(epoch)
-
-    def evaluation_embeddings(self) -> Embeddings:
-        emb = self.backbone.evaluation_embeddings()
-        return dataclasses.replace(emb, views=self._views(self.encode_items(), emb))
-
-    def predict(self, interaction: Any) -> Tensor:
-        return self.backbone.predict(interaction)
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        return self.backbone.full_sort_predict(interaction)
+        super().before_epoch(epoch)
 
     def mi_parameters(self) -> list[nn.Parameter]:
         return list(self.redundancy.parameters())

@@ -1,0 +1,124 @@
+"""The wrapper: a RecBole model class around any backbone, or around a general recommender without features.
+
+A plug-in may replace the backbone's encoding stage, add losses to its step, and add columns to what scores are made of. What it does not
+touch is the backbone's: with nothing added, loss, gradients and ranking are the backbone's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from mmrec_mrdib import general
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.evaluation import score_all
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
+from mmrec_mrdib.schema import Settings
+
+
+class PluginSettings(Settings):
+    backbone: str
+    """Name of the model that is wrapped."""
+    training: Literal["staged", "joint"]
+    """staged: the backbone is trained first, as it is without the plug-in, and stays as it was; joint: both at once."""
+
+
+class Plugin(MultimodalRecommender):
+    """Wraps `config["backbone"]`; subclasses say what they add.
+
+    Attributes:
+        backbone: the wrapped model.
+        multimodal: whether it keeps the contract of `models/base.py`; otherwise it is one of RecBole's general recommenders, and the
+            plug-in works on the features of the data set.
+        frozen: whether the backbone is trained already and only the plug-in's own parameters learn (`training: staged`).
+    """
+
+    settings_class: ClassVar[type[PluginSettings]] = PluginSettings
+    settings: Any
+    z_in_score = "yes"
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings = self.settings_class.from_config(config)
+        # First, so that a seed gives the backbone the parameters it has without the plug-in.
+        self.backbone: Any = general.build(config, dataset, self.settings.backbone)
+        self.multimodal = isinstance(self.backbone, MultimodalRecommender)
+        if self.multimodal:
+            for m in self.modalities:  # the backbone holds them
+                delattr(self, f"features_{m}")
+        self.frozen = False
+
+    @classmethod
+    def is_staged(cls, config: Any) -> bool:
+        """Whether a backbone is to be trained before this plug-in is."""
+        return cls.settings_class.from_config(config).training == "staged"
+
+    def freeze_backbone(self) -> None:
+        """The backbone is trained: from now on it only ranks."""
+        self.frozen = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def host_parts(self, interaction: Any) -> dict[str, Tensor]:
+        """Named losses of a backbone that does not keep the contract."""
+        losses = self.backbone.calculate_loss(interaction)
+        losses = losses if isinstance(losses, tuple) else (losses,)
+        return {f"loss_{n}" if len(losses) > 1 else "loss": loss.squeeze() for n, loss in enumerate(losses, 1)}
+
+    def host_scores(self, users: Tensor) -> Tensor:
+        """(B, I) the backbone's own scores of all items."""
+        return score_all(self.backbone, users, self.USER_ID, self.n_items)
+
+    def host_embeddings(self) -> Embeddings | None:
+        """What the backbone's scores are inner products of, or None where they are not, or are not known to be."""
+        if not self.multimodal or type(self.backbone).score is not MultimodalRecommender.score:
+            return None
+        emb: Embeddings = self.backbone.evaluation_embeddings()
+        return emb
+
+    # Everything else is the backbone's.
+
+    def train(self, mode: bool = True) -> Plugin:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def propagate(self, enc: Encoded) -> Embeddings:
+        emb: Embeddings = self.backbone.propagate(enc)
+        return emb
+
+    def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = self.backbone.loss_parts(enc, emb, batch)
+        return parts
+
+    def encode_items(self, items: Tensor | None = None) -> Encoded:
+        enc: Encoded = self.backbone.encode_items(items)
+        return enc
+
+    def features(self, modality: str) -> Tensor:
+        x: Tensor = self.backbone.features(modality) if self.multimodal else super().features(modality)
+        return x
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [] if self.frozen or not self.multimodal else self.backbone.row_tables()
+
+    def before_epoch(self, epoch: int) -> None:
+        if not self.frozen and hasattr(self.backbone, "before_epoch"):
+            self.backbone.before_epoch(epoch)
+
+    def predict(self, interaction: Any) -> Tensor:
+        scores: Tensor = self.backbone.predict(interaction)
+        return scores
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        return self.host_scores(interaction[self.USER_ID])
+
+    def evaluation_embeddings(self) -> Embeddings:
+        emb = self.host_embeddings()
+        if emb is None:
+            raise ConfigError(
+                f"{self.settings.backbone}: its scores are no inner products of one vector a user and one an item"
+            )
+        return emb

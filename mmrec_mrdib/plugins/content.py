@@ -1,0 +1,39 @@
+"""Content, a control: the readout of MRdIB on raw features, nothing learned.
+
+What a plug-in brings beyond this is what it has learned; what this brings is in the features and the histories as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from recbole.utils import ModelType
+from torch import Tensor
+
+from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
+
+
+class ContentSettings(ChannelSettings):
+    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/Content.yaml")
+
+
+class Content(Channel):
+    """z^m = the features with columns brought to mean 0 and standard deviation 1 over the catalogue: scores are cosines of those.
+
+    Any number of modalities, any backbone. One validation chooses the weight of the readout; there is no training.
+    """
+
+    type = ModelType.TRADITIONAL
+    settings_class = ContentSettings
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        for m in self.modalities:
+            known = self.features(m)[1:]
+            std = known.std(0, correction=0)
+            self.register_buffer(f"mean_{m}", known.mean(0), persistent=False)
+            self.register_buffer(f"inverse_std_{m}", torch.where(std > 0, 1 / std, 0.0), persistent=False)
+
+    def content(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {m: (x - getattr(self, f"mean_{m}")) * getattr(self, f"inverse_std_{m}") for m, x in features.items()}
