@@ -130,7 +130,8 @@ def _batches(config: Config, dataset: MultimodalDataset, parts: Sequence[Multimo
     forms = {InputType.PAIRWISE: TrainBatches, InputType.POINTWISE: general.LabelledBatches}
     form = forms.get(config["MODEL_INPUT_TYPE"])
     if form is not None and all(negatives[k] == v for k, v in simple.items()):
-        return form(parts[0], config["train_batch_size"], config["seed"], config["device"], config["shuffle"])
+        size = config["stage_batch_size" if is_staged(config) else "train_batch_size"]
+        return form(parts[0], size, config["seed"], config["device"], config["shuffle"])
     sampler = create_samplers(config, dataset, list(parts))[0]  # other ways of sampling are RecBole's
     return loader(config, parts[0], sampler, shuffle=config["shuffle"])
 
