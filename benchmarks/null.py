@@ -40,7 +40,7 @@ def simulated(
 
 def _compared(before: np.ndarray, after: np.ndarray, asked: int) -> Compared:
     """From the sides' (S, N) metrics by seed and user."""
-    return compare(before.mean(1), after.mean(1), (after - before).mean(0), asked)
+    return compare(before.mean(1), after.mean(1), (after - before).mean(0), asked, resamples=2000)  # many boards
 
 
 def alarms(boards: Iterable[list[Compared]]) -> dict[str, tuple[int, int]]:
