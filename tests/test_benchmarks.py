@@ -109,4 +109,5 @@ def test_the_null_experiment_sees_what_users_alone_would_have_called_significant
     assert null.alarms([[null.simulated(rng, 5, gain=0.5)]])["board"] == (1, 1)
     runs = rng.random((10, 40, 2))
     assert sum(len(pair) for pair in null.deals(runs, rng, 3)) == 6
+    assert null.t_alone(rng.random(200), rng, 2000) == pytest.approx(0.05, abs=0.02)
     assert null.interval(5, 100) == pytest.approx((0.0215, 0.1118), abs=1e-4)

@@ -33,6 +33,7 @@ from mmrec_mrdib.experiment.workers import Failure, Pool
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import DataSettings
 from mmrec_mrdib.significance import (
+    RESAMPLES,
     Outcome,
     holm,
     holm_level,
@@ -471,13 +472,16 @@ class Compared:
     before: float
 
 
-def compare(before: np.ndarray, after: np.ndarray, users: np.ndarray, asked: int) -> Compared:
+def compare(
+    before: np.ndarray, after: np.ndarray, users: np.ndarray, asked: int, resamples: int = RESAMPLES
+) -> Compared:
     """The tests of one comparison, uncorrected, and what it lacks to be called significant whatever they say.
 
     Args:
         before, after: (S,) a metric of the plain model and of the variant, by seed.
         users: (N,) mean difference of each user.
         asked: seeds that were asked for.
+        resamples: of the bootstrap.
     """
     seeds = after - before
     enough = len(seeds) >= LEAST_SEEDS
@@ -486,7 +490,7 @@ def compare(before: np.ndarray, after: np.ndarray, users: np.ndarray, asked: int
     entry = {
         "difference": float(seeds.mean()),
         "gain": float(after.mean() / before.mean() - 1) if before.mean() else None,
-        "bootstrap": _plain(paired_bootstrap(users)),
+        "bootstrap": _plain(paired_bootstrap(users, resamples=resamples)),
         "wilcoxon": _plain(wilcoxon(users)),
         "t": _plain(paired_t(seeds)) if enough else None,
         "missing": missing,
