@@ -162,7 +162,9 @@ class Config(recbole.config.Config):
         for source in (values, self.file_config_dict, self.cmd_config_dict):
             for key in named.keys() & source.keys():
                 if source[key] not in (named[key], model):
-                    raise ConfigError(f"{where}--{key}={source[key]}: no effect here: {named[key]} is named already; leave it out")
+                    raise ConfigError(
+                        f"{where}--{key}={source[key]}: no effect here: {named[key]} is named already; leave it out"
+                    )
         for key, value in values.items():
             if key in named:
                 continue
@@ -194,7 +196,9 @@ class Config(recbole.config.Config):
             raise ConfigError(f"--gpu_id={gpu}: {count} GPUs are visible; expected a number from 0 to {count - 1}")
         if use and not count:
             if wanted == "cuda":
-                raise ConfigError("--device=cuda: PyTorch finds no GPU here; --device=cpu, or install a build of PyTorch that fits the driver")
+                raise ConfigError(
+                    "--device=cuda: PyTorch finds no GPU here; --device=cpu, or install a build of PyTorch that fits the driver"
+                )
             if given.get("use_gpu") or "gpu_id" in given:
                 logger.warning("--use_gpu, --gpu_id: PyTorch finds no GPU here; training on the CPU")
         if final["enable_scaler"] and not count:

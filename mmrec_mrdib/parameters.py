@@ -31,9 +31,10 @@ WITHOUT_EFFECT: dict[str, str] = {
     "repeatable": "items of the training are never recommended again; --eval_mask says which are left out of rankings",
     **dict.fromkeys(("ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "MAX_ITEM_LIST_LENGTH", "POSITION_FIELD"), _SEQUENTIAL),
     **dict.fromkeys(
-        ("HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD", "kg_reverse_r",
-         "entity_kg_num_interval", "relation_kg_num_interval", "alias_of_entity_id", "alias_of_relation_id"), _KNOWLEDGE,
-    ),  # fmt: skip
+        ("HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD"), _KNOWLEDGE
+    ),
+    **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id", "kg_reverse_r"), _KNOWLEDGE),
+    **dict.fromkeys(("entity_kg_num_interval", "relation_kg_num_interval"), _KNOWLEDGE),
     **dict.fromkeys(("discretization", "normalize_field", "normalize_all", "numerical_features", "seq_len"), _CONTEXT),
     "preload_weight": _CONTEXT,
     **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), "ids of other columns than users and items are not read"),
@@ -69,7 +70,11 @@ def shaped(key: str, value: Any, default: Any) -> Any:
     where text is expected."""
     if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if key == "train_neg_sample_args" and isinstance(value, Mapping) and value.get("distribution", "") in (None, "none", "None"):
+    if (
+        key == "train_neg_sample_args"
+        and isinstance(value, Mapping)
+        and value.get("distribution", "") in (None, "none", "None")
+    ):
         return None  # RecBole's own form of it, which its Config does not read
     if not isinstance(default, list) and key not in _NAMES:
         return value
@@ -106,6 +111,7 @@ def check(key: str, value: Any, default: Any, model: str, where: str = "") -> No
 
 def _check_type(name: str, key: str, value: Any, default: Any) -> None:
     """Refuse e.g. text where the default is a number. A default of None says nothing about the type."""
+    given: Any = value  # checking against `wanted` makes an object of it for good
     if value is None:
         if default is not None and key not in _MAY_BE_NONE:
             raise ConfigError(f"{name}: expected a value; leave the parameter out for its default, {default!r}")
@@ -123,8 +129,8 @@ def _check_type(name: str, key: str, value: Any, default: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}: expected a finite number")
     if isinstance(default, list) and default:
-        numbers = all(isinstance(x, int | float) for x in default)
-        good = [isinstance(x, (int, float) if numbers else str) and not isinstance(x, bool) for x in value]
+        numbers, elements = all(isinstance(x, int | float) for x in default), list(given)
+        good = [isinstance(x, (int, float) if numbers else str) and not isinstance(x, bool) for x in elements]
         if not all(good):
             raise ConfigError(f"{name}: expected a list of {'numbers' if numbers else 'names'}, as in {default!r}")
 
@@ -148,7 +154,9 @@ def _check_range(name: str, key: str, value: Any) -> None:
     if key == "rm_dup_inter" and value not in (None, "first", "last"):
         raise ConfigError(f"{name}: expected first or last")
     if key == "log_wandb" and value and importlib.util.find_spec("wandb") is None:
-        raise ConfigError(f"{name}: wandb is not installed: pip install wandb; TensorBoard's files are written in any case")
+        raise ConfigError(
+            f"{name}: wandb is not installed: pip install wandb; TensorBoard's files are written in any case"
+        )
     if key == "topk" and (not value or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in value)):
         raise ConfigError(f"{name}: expected positive whole numbers, one or more, as in 5,10,20")
     if key in _COLUMNS and value is not None:
@@ -162,7 +170,9 @@ def _check_range(name: str, key: str, value: Any) -> None:
     if key == "clip_grad_norm" and value is not None:
         _keys(name, value, ("max_norm", "norm_type"))
         if not _is_number(value.get("max_norm")) or value["max_norm"] <= 0 or not _is_number(value.get("norm_type", 2)):
-            raise ConfigError(f"{name}: expected {{max_norm: NUMBER}} with a number above 0, and norm_type if it is not 2")
+            raise ConfigError(
+                f"{name}: expected {{max_norm: NUMBER}} with a number above 0, and norm_type if it is not 2"
+            )
     if key == "learner" and str(value).lower() not in ("adam", "adamw", "sgd", "adagrad", "rmsprop"):
         raise ConfigError(f"{name}: expected adam, adamw, sgd, adagrad or rmsprop")
 
@@ -210,7 +220,9 @@ def _check_eval_args(name: str, value: Mapping[str, Any]) -> None:
     shares = split.get("RS") if isinstance(split, dict) else None
     by_ratio = isinstance(shares, list) and len(shares) == 3 and all(_is_number(x) and x > 0 for x in shares)
     if not isinstance(split, dict) or len(split) != 1 or not (by_ratio or split.get("LS") == "valid_and_test"):
-        raise ConfigError(f"{name}: split: expected {{RS: [0.8, 0.1, 0.1]}} (train, valid, test) or {{LS: valid_and_test}}")
+        raise ConfigError(
+            f"{name}: split: expected {{RS: [0.8, 0.1, 0.1]}} (train, valid, test) or {{LS: valid_and_test}}"
+        )
 
 
 def check_together(config: Any, given: Mapping[str, Any], pairs: bool) -> None:
@@ -232,7 +244,9 @@ def check_together(config: Any, given: Mapping[str, Any], pairs: bool) -> None:
         )
     bigger = bool(config["valid_metric_bigger"])
     if given.get("valid_metric_bigger", bigger) != bigger:
-        raise ConfigError(f"--valid_metric_bigger={given['valid_metric_bigger']}: no effect here: {name} says by itself which is better")
+        raise ConfigError(
+            f"--valid_metric_bigger={given['valid_metric_bigger']}: no effect here: {name} says by itself which is better"
+        )
     if "metric_decimal_place" in given and not any(m.lower() in RECBOLE_ONLY for m in metrics):
         raise ConfigError(
             f"--metric_decimal_place={given['metric_decimal_place']}: no effect here: metrics are kept in full "
@@ -241,7 +255,9 @@ def check_together(config: Any, given: Mapping[str, Any], pairs: bool) -> None:
     if "wandb_project" in given and not config["log_wandb"]:
         raise ConfigError(f"--wandb_project={given['wandb_project']}: no effect without --log_wandb=true")
     if pairs and given.get("threshold") is not None:
-        raise ConfigError(f"--threshold={given['threshold']}: no effect here: {config['model']} is trained on pairs of items, not on labels")
+        raise ConfigError(
+            f"--threshold={given['threshold']}: no effect here: {config['model']} is trained on pairs of items, not on labels"
+        )
     if pairs and config["train_neg_sample_args"]["distribution"] == "none":
         raise ConfigError(
             f"--train_neg_sample_args={given.get('train_neg_sample_args')}: {config['model']} is trained on pairs of an item the user has and one "
@@ -273,7 +289,9 @@ def check_layout(config: Any, given: Mapping[str, Any], defaults: Mapping[str, A
             )
     ids = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     if not mmrec and config["load_col"] is not None and not set(ids) <= set(config["load_col"].get("inter") or ()):
-        raise ConfigError(f"--load_col={config['load_col']}: expected {{inter: [{', '.join(ids)}]}}, and more columns as needed")
+        raise ConfigError(
+            f"--load_col={config['load_col']}: expected {{inter: [{', '.join(ids)}]}}, and more columns as needed"
+        )
 
 
 def _keys(name: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:

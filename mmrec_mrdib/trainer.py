@@ -56,7 +56,9 @@ class MRdIBTrainer(Trainer):
         self.folder = Path(folder)
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
-        self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
+        self.stopping_step -= (
+            1  # RecBole's fit stops *after* as many evaluations in vain; here they are the ones that stop it
+        )
         self.settings = TrainingSettings.from_config(config)
         self.on_evaluation: Callable[[int, float], None] | None = None
         self.history: list[dict[str, Any]] = []

@@ -177,5 +177,7 @@ def test_redundancy_of_planted_representations():
     assert set(out) == {"a-same", "a-other", "same-other"}
     assert out["a-same"]["gaussian"] > 5 and out["a-same"]["mine"] > 0.7 and out["a-same"]["cka"] > 0.5
     assert abs(out["a-other"]["gaussian"]) < 0.05 and abs(out["a-other"]["mine"]) < 0.05
-    assert all(v["gaussian_excess"] == pytest.approx(v["gaussian"], abs=0.05) for v in out.values())  # unrelated rows: 0
+    assert all(
+        v["gaussian_excess"] == pytest.approx(v["gaussian"], abs=0.05) for v in out.values()
+    )  # unrelated rows: 0
     assert out["a-other"]["cka"] == pytest.approx(out["a-other"]["cka_permuted"], abs=0.02)

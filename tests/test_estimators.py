@@ -100,7 +100,9 @@ def test_gaussian_has_no_bias_in_small_batches(rho):
 
 
 # rank 19 in 64 columns, exactly and but for noise of 5 and 30 %; the truth in closed form, through an invertible map of what varies
-@pytest.mark.parametrize(("rho", "noise", "rows"), [(0.0, 0.0, 1400), (0.5, 0.0, 1400), (0.0, 0.05, 300), (0.0, 0.3, 300)])
+@pytest.mark.parametrize(
+    ("rho", "noise", "rows"), [(0.0, 0.0, 1400), (0.5, 0.0, 1400), (0.0, 0.05, 300), (0.0, 0.3, 300)]
+)
 def test_gaussian_takes_off_the_bias_of_the_rank_not_of_the_columns(rho, noise, rows):
     generator = torch.Generator().manual_seed(0)
 
@@ -112,7 +114,9 @@ def test_gaussian_takes_off_the_bias_of_the_rank_not_of_the_columns(rho, noise, 
     )
     assert estimates.mean().item() == pytest.approx(truth(rho, 19), abs=0.02 + 4 * estimates.std().item() / 40**0.5)
     if not rho:
-        assert estimates.std() < 0.25  # so that the line above says something: with all columns it would be -1.4, -7.8 and -2.8
+        assert (
+            estimates.std() < 0.25
+        )  # so that the line above says something: with all columns it would be -1.4, -7.8 and -2.8
 
 
 def test_gaussian_by_hand_and_its_gradient():

@@ -207,7 +207,10 @@ def test_mistakes(fitted, tmp_path, capsys):
         (["recommend", str(tmp_path / "no"), "--output", str(tmp_path / "r.csv")], "no such result"),
         (["recommend", folder, "--users", str(empty), "--output", str(tmp_path / "r.csv")], "no user ids"),
         (["recommend", folder, "--users", str(tmp_path / "x"), "--output", str(tmp_path / "r.csv")], "cannot be read"),
-        (["recommend", folder, "--exclude-seen", "--new-items", str(tmp_path), "--output", str(tmp_path / "r.csv")], "leave one"),
+        (
+            ["recommend", folder, "--exclude-seen", "--new-items", str(tmp_path), "--output", str(tmp_path / "r.csv")],
+            "leave one",
+        ),
         (["recommend", folder, "--top", "0", "--output", str(tmp_path / "r.csv")], "--top=0"),
         (["export", folder, "--output", str(tmp_path / "e.csv")], "ends in .npz"),
     ):

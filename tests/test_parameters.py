@@ -124,7 +124,9 @@ def test_contradictions_and_wrong_shapes(data, values, message):
 def test_a_given_split_is_given_in_benchmark_files_too(make):
     with pytest.raises(ConfigError, match="given, by benchmark_filename"):
         make(dataset="atom", benchmark_filename="train,valid,test", eval_args="{split: {RS: [0.6, 0.2, 0.2]}}")
-    assert make(dataset="atom", eval_args="{split: {RS: [0.6, 0.2, 0.2]}}")["eval_args"]["split"] == {"RS": [0.6, 0.2, 0.2]}
+    assert make(dataset="atom", eval_args="{split: {RS: [0.6, 0.2, 0.2]}}")["eval_args"]["split"] == {
+        "RS": [0.6, 0.2, 0.2]
+    }
     with pytest.raises(ConfigError, match=r"load_col.*expected \{inter: \[user_id, item_id\]\}"):
         make(dataset="atom", load_col="{inter: [user_id]}")
 
@@ -132,13 +134,18 @@ def test_a_given_split_is_given_in_benchmark_files_too(make):
 def test_another_backbone_than_the_one_named_is_refused(make, tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("backbone: MGCN\n")
-    for config in (lambda: make("VBPR+MRdIB", backbone="MGCN"), lambda: make_config("VBPR+MRdIB", "ml-100k", 1, [file])):
+    for config in (
+        lambda: make("VBPR+MRdIB", backbone="MGCN"),
+        lambda: make_config("VBPR+MRdIB", "ml-100k", 1, [file]),
+    ):
         with pytest.raises(ConfigError, match="backbone=MGCN: no effect here: VBPR is named already"):
             config()
     file.write_text("worker: 4\n")
     with pytest.raises(ConfigError, match="--worker=4: no effect"):
         make_config("VBPR", "ml-100k", 1, [file])
-    assert make("VBPR+MRdIB", backbone="VBPR", worker=0)["backbone"] == "VBPR"  # what says nothing else is no contradiction
+    assert (
+        make("VBPR+MRdIB", backbone="VBPR", worker=0)["backbone"] == "VBPR"
+    )  # what says nothing else is no contradiction
 
 
 def test_lists_without_brackets(make):
@@ -182,7 +189,9 @@ def test_gpus_are_counted_among_the_visible_ones(make, monkeypatch):
                                             ("learner", "sgd"), ("eval_step", 2)])  # fmt: skip
 def test_what_is_accepted_has_an_effect(make, tmp_path, key, value):
     shared = {"epochs": 2, "train_batch_size": 16, "embedding_size": 4, "reproducibility": True, "seed": 1}
-    plain, other = (best_on_valid(make(**shared, **extra), tmp_path / "scratch").history for extra in ({}, {key: value}))
+    plain, other = (
+        best_on_valid(make(**shared, **extra), tmp_path / "scratch").history for extra in ({}, {key: value})
+    )
     assert [(e["losses"], e.get("valid")) for e in plain] != [(e["losses"], e.get("valid")) for e in other]
 
 

@@ -195,7 +195,9 @@ def breaks_at(monkeypatch, epoch, what):
 
 @pytest.mark.parametrize("what", ["loss", "parameters"])
 def test_what_diverges_late_keeps_its_best_epoch(fit, monkeypatch, what):
-    fit = functools.partial(fit, "VBPR", stopping_step=50, train_batch_size=4096)  # one batch: nothing comes after its step
+    fit = functools.partial(
+        fit, "VBPR", stopping_step=50, train_batch_size=4096
+    )  # one batch: nothing comes after its step
     good = fit(epochs=3, runs="good")
     breaks_at(monkeypatch, 3, what)
     result = fit(epochs=6)
@@ -211,7 +213,18 @@ def test_what_diverges_late_keeps_its_best_epoch(fit, monkeypatch, what):
 def test_a_diverged_run_is_told_by_the_exit_code_and_fails_on_a_board(fit, toy, tmp_path, monkeypatch, capsys):
     breaks_at(monkeypatch, 2, "loss")
     arguments = [f"--{k}={v}" for k, v in ({"data_path": toy, "epochs": 6, **TOPK, **VBPR_REG}).items()]
-    command = ["train", "--model", "VBPR", "--dataset", "toy", "--baseline", "--seeds", "3", "--runs", str(tmp_path / "runs")]
+    command = [
+        "train",
+        "--model",
+        "VBPR",
+        "--dataset",
+        "toy",
+        "--baseline",
+        "--seeds",
+        "3",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     assert cli.main([*command, *arguments]) == 1
     told = capsys.readouterr()
     assert "error: VBPR, seed 3: diverged at epoch 2 (loss term bpr became NaN" in told.err and "recall@5" in told.out

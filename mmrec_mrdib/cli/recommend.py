@@ -47,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     warnings_only()
     check_output_folder(options.output)
     if options.new_items is not None and options.exclude_seen is not None:
-        raise ConfigError("--exclude-seen and --new-items: nobody has seen items that the model never saw; leave one of them out")
+        raise ConfigError(
+            "--exclude-seen and --new-items: nobody has seen items that the model never saw; leave one of them out"
+        )
     wanted = None if options.users is None else read_users(options.users)
 
     from mmrec_mrdib.experiment.export import load, write_recommendations

@@ -212,7 +212,6 @@ class Trained:
         tables |= {f"user_{m}": view for m, view in emb.user_views.items()}
         return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
 
-
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of a model of RecBole, by the names that its models give such tables; believed where its scores agree."""
         model, shape = self.model, (len(self.users), len(self.items))
@@ -225,7 +224,9 @@ class Trained:
             users, items = (getattr(table, "weight", table) for table in (getattr(model, name, None) for name in pair))
             if not (isinstance(users, Tensor) and isinstance(items, Tensor)) or (len(users), len(items)) != shape:
                 continue
-            if users.shape[1] == items.shape[1] and torch.allclose(users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5):
+            if users.shape[1] == items.shape[1] and torch.allclose(
+                users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5
+            ):
                 return tuple(table[1:].detach().float().cpu().numpy() for table in (users, items))  # type: ignore[return-value]
         raise ConfigError(
             f"{self.result['model']}: its scores are no inner products of one vector a user and one an item, so there are no embeddings to "

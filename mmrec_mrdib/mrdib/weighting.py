@@ -82,7 +82,9 @@ class AutoWeights(nn.Module):
             terms: term -> its loss () without its weight.
             z: the representations.
         """
-        with full_precision(rec):  # a backward pass within autocast would multiply in half precision what its forward did not
+        with full_precision(
+            rec
+        ):  # a backward pass within autocast would multiply in half precision what its forward did not
             pull, pulls = _norm(rec, z), {name: _norm(loss, z) for name, loss in terms.items()}
         for name, own in pulls.items():
             wanted = torch.log(self.shares[name] * pull / own)

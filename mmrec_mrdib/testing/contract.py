@@ -54,7 +54,9 @@ def in_float32(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: in_float32(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: in_float32(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{f.name: in_float32(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     return value
 
 
@@ -109,7 +111,9 @@ class ContractTests:
             halves = model.backbone.forward_batch(batch)
         steps = []
         for enabled in (True, False):
-            model.backbone.forward_batch = lambda batch, full=not enabled: tuple(map(in_float32, halves)) if full else halves
+            model.backbone.forward_batch = lambda batch, full=not enabled: (
+                tuple(map(in_float32, halves)) if full else halves
+            )
             torch.manual_seed(1)
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 steps.append(model.step_loss(interaction))

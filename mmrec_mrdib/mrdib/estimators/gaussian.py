@@ -73,7 +73,9 @@ def _log_det(matrix: Tensor, biases: Tensor, n: int) -> Tensor:
     """ln det of a shrunk correlation matrix, the expected error of a sample of its rank taken off."""
     factor = torch.linalg.cholesky_ex(matrix).L  # of a diverged batch: NaN, which the trainer names, and no exception
     with torch.no_grad():
-        flat = _SHRINKAGE * torch.cholesky_inverse(factor)  # its eigenvalues: 0 where the data vary, 1 where they do not
+        flat = _SHRINKAGE * torch.cholesky_inverse(
+            factor
+        )  # its eigenvalues: 0 where the data vary, 1 where they do not
         rank = len(matrix) - flat.trace()
         whole = rank.nan_to_num().floor().clamp(0, len(matrix) - 1).long()
         bias = torch.lerp(biases[whole], biases[whole + 1], rank - whole)
