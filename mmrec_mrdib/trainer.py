@@ -54,6 +54,7 @@ class MRdIBTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
+        config["checkpoint_dir"] = str(folder)  # RecBole's Trainer makes it, and would make ./saved
         with compat.tensorboard_in(self.folder / "tensorboard"):
             super().__init__(config, model)
         self.stopping_step -= (

@@ -150,7 +150,6 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
         raise ConfigError(f"--runs={runs}: no folder can be made there ({error.strerror})") from error
     if not resume:
         _clear(folder)
-    config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
         logger.info(
@@ -188,7 +187,6 @@ def best_on_valid(
     """
     splits = _seeded_splits(config)
     model = _seeded_model(config, splits)
-    config["checkpoint_dir"] = str(folder)
     trainer = MRdIBTrainer(config, model, folder)
     trainer.on_evaluation = on_evaluation
     try:
