@@ -171,7 +171,7 @@ from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.trainer import MRdIBTrainer
 dataset, values, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-config = make_config("VBPR+MRdIB", dataset, 1, values=values | {"checkpoint_dir": folder})
+config = make_config("VBPR+MRdIB", dataset, 1, values=values)
 splits = prepare(config)
 trainer = MRdIBTrainer(config, model_class(config["model"])(config, splits.parts[0]), Path(folder))
 trainer._train_epoch(list(itertools.islice(splits.train, 1)), 0)

@@ -31,19 +31,10 @@ WITHOUT_EFFECT: dict[str, str] = {
     "repeatable": "items of the training are never recommended again; --eval_mask says which are left out of rankings",
     **dict.fromkeys(("ITEM_LIST_LENGTH_FIELD", "LIST_SUFFIX", "MAX_ITEM_LIST_LENGTH", "POSITION_FIELD"), _SEQUENTIAL),
     **dict.fromkeys(
-        (
-            "HEAD_ENTITY_ID_FIELD",
-            "TAIL_ENTITY_ID_FIELD",
-            "RELATION_ID_FIELD",
-            "ENTITY_ID_FIELD",
-            "kg_reverse_r",
-            "entity_kg_num_interval",
-            "relation_kg_num_interval",
-            "alias_of_entity_id",
-            "alias_of_relation_id",
-        ),
-        _KNOWLEDGE,
+        ("HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD"), _KNOWLEDGE
     ),
+    **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id", "kg_reverse_r"), _KNOWLEDGE),
+    **dict.fromkeys(("entity_kg_num_interval", "relation_kg_num_interval"), _KNOWLEDGE),
     **dict.fromkeys(("discretization", "normalize_field", "normalize_all", "numerical_features", "seq_len"), _CONTEXT),
     "preload_weight": _CONTEXT,
     **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), "ids of other columns than users and items are not read"),
@@ -120,6 +111,7 @@ def check(key: str, value: Any, default: Any, model: str, where: str = "") -> No
 
 def _check_type(name: str, key: str, value: Any, default: Any) -> None:
     """Refuse e.g. text where the default is a number. A default of None says nothing about the type."""
+    given: Any = value  # checking against `wanted` makes an object of it for good
     if value is None:
         if default is not None and key not in _MAY_BE_NONE:
             raise ConfigError(f"{name}: expected a value; leave the parameter out for its default, {default!r}")
@@ -136,9 +128,9 @@ def _check_type(name: str, key: str, value: Any, default: Any) -> None:
         raise ConfigError(f"--{key}={value!r}: expected {expected}, as in the default {default!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}: expected a finite number")
-    if isinstance(default, list) and default and isinstance(value, list | tuple):
-        numbers = all(isinstance(x, int | float) for x in default)
-        good = [isinstance(x, (int, float) if numbers else str) and not isinstance(x, bool) for x in value]
+    if isinstance(default, list) and default:
+        numbers, elements = all(isinstance(x, int | float) for x in default), list(given)
+        good = [isinstance(x, (int, float) if numbers else str) and not isinstance(x, bool) for x in elements]
         if not all(good):
             raise ConfigError(f"{name}: expected a list of {'numbers' if numbers else 'names'}, as in {default!r}")
 

@@ -38,7 +38,7 @@ def as_found() -> Iterator[None]:
 
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.deterministic
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  (RecBole seeds it)
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield

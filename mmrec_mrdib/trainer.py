@@ -59,6 +59,7 @@ class MRdIBTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any, folder: Path) -> None:
         self.folder = Path(folder)
+        config["checkpoint_dir"] = str(folder)  # RecBole's Trainer makes it, and would make ./saved
         self.one_pass = general.fitted_in_one_pass(model)
         with compat.tensorboard_in(None if self.one_pass else self.folder / "tensorboard"):
             super().__init__(config, model)

@@ -99,7 +99,7 @@ def test_estimators_are_a_group_of_their_own(tmp_path):
     from mmrec_mrdib.trainer import MRdIBTrainer
 
     build("VBPR", tmp_path)
-    values = {"data_path": str(tmp_path), "weight_decay": 0.1, "checkpoint_dir": str(tmp_path / "r")}
+    values = {"data_path": str(tmp_path), "weight_decay": 0.1}
     config = make_config("VBPR+MRdIB", "toy", 1, values=values)
     model = model_class("MRdIB")(config, prepare(config).parts[0])
     groups = MRdIBTrainer(config, model, tmp_path / "r").optimizer.param_groups

@@ -135,8 +135,6 @@ def test_interrupted_training_with_large_tables_goes_on_as_it_would_have(toy, mo
     "values", [{"weight_decay": 0.1}, {"clip_grad_norm": {"max_norm": 1.0}}, {"train_batch_size": 64}]
 )
 def test_where_each_step_has_to_do_with_all_rows_adam_stays_dense(toy, values, rows_pay):
-    config = make_config(
-        "VBPR", "toy", 1, values={"data_path": str(toy), "checkpoint_dir": str(toy), "train_batch_size": 8, **values}
-    )
+    config = make_config("VBPR", "toy", 1, values={"data_path": str(toy), "train_batch_size": 8, **values})
     trainer = MRdIBTrainer(config, VBPR(config, prepare(config).parts[0]), toy / "run")
     assert type(trainer.optimizer) is torch.optim.Adam

@@ -69,9 +69,6 @@ np.set_printoptions(precision=3)
 warnings.simplefilter("once", FutureWarning)
 logging.getLogger().setLevel(logging.ERROR)
 logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR)
-random.seed(5), np.random.seed(5), torch.manual_seed(5)
-draws = [random.random(), np.random.rand(), torch.rand(1).item()]
-random.seed(5), np.random.seed(5), torch.manual_seed(5)
 
 
 def state():
@@ -97,7 +94,13 @@ def changed(before):
     return [key for key in before if repr(before[key]) != repr(now[key])]
 
 
-import recbole.trainer, torch.utils.tensorboard  # what other packages do when they are loaded is theirs
+# What other packages do when they are loaded, and PyTorch at the first step of any optimiser, is theirs.
+import recbole.trainer, torch.utils.tensorboard
+parameter = torch.zeros(1, requires_grad=True)
+parameter.sum().backward(), torch.optim.Adam([parameter], fused=True).step()
+random.seed(5), np.random.seed(5), torch.manual_seed(5)
+draws = [random.random(), np.random.rand(), torch.rand(1).item()]
+random.seed(5), np.random.seed(5), torch.manual_seed(5)
 before = state()
 import mmrec_mrdib
 told = {"import": changed(before)}

@@ -50,7 +50,7 @@ def test_synergy_finds_what_no_modality_says_alone(tmp_path, monkeypatch, weight
     monkeypatch.setitem(registry.MODELS, "JointFusion", f"{__name__}:JointFusion")
     write_xor(tmp_path / "xor")
     values = {
-        "data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "r"), "epochs": 60, "synergy_weight": weight,
+        "data_path": str(tmp_path), "epochs": 60, "synergy_weight": weight,
         "learning_rate": 0.01, "train_batch_size": 512, "topk": [10], "valid_metric": "Recall@10", "stopping_step": 60,
     }  # fmt: skip
     config = make_config("JointFusion+MRdIB", "xor", 1, values=values)

@@ -201,7 +201,7 @@ def test_variant_sees_the_batches_of_the_backbone(toy):
 
 
 def test_one_step_is_a_hand_written_adam_step(toy, tmp_path):
-    config = make_config("VBPR", "toy", 3, values={"data_path": str(toy), **TOPK, "checkpoint_dir": str(tmp_path)})
+    config = make_config("VBPR", "toy", 3, values={"data_path": str(toy), **TOPK})
     splits = prepare(config)
     model = run_module.registry.model_class("VBPR")(config, splits.parts[0])
     trainer = MRdIBTrainer(config, model, tmp_path)

@@ -155,9 +155,7 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
     from mmrec_mrdib.trainer import MRdIBTrainer
 
     def trainer(epochs):
-        config = make_config(
-            "VBPR+MRdIB", "toy", 1, values=values | {"epochs": epochs, "checkpoint_dir": str(tmp_path / "r")}
-        )
+        config = make_config("VBPR+MRdIB", "toy", 1, values=values | {"epochs": epochs})
         init_seed(1, True)
         splits = prepare(config)
         init_seed(1, True)

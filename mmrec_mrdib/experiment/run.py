@@ -207,7 +207,6 @@ def _run(
     if not resume:
         _clear(folder)
     codes = _codes(folder)
-    config["checkpoint_dir"] = str(folder)
     with _log_file(folder / "log.txt"):
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
         logger.info("code %s", ", then ".join(codes))
@@ -251,7 +250,6 @@ def best_on_valid(
         host = best_on_valid(host_config(config), folder / "backbone")
         host.load_best()
         _take_backbone(config, model, host.model.state_dict())
-    config["checkpoint_dir"] = str(folder)
     trainer = MRdIBTrainer(config, model, folder)
     trainer.popularity = popularity(config, splits)
     trainer.on_evaluation = on_evaluation
