@@ -5,8 +5,7 @@ runs/<model>-<dataset>-<seed>-<hash>/
     per_user.npz    each test user's metrics: `users` (tokens), `metrics` (names), `values` (N, metrics)
     best.pt         weights of the best epoch (tensors and plain values)
     last.pt         state to resume from; there only while the run is incomplete
-    log.txt
-    curves.png tensorboard/    not of models that are fitted in one pass
+    log.txt curves.png tensorboard/
 """
 
 from __future__ import annotations
