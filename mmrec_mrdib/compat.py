@@ -1,7 +1,8 @@
 """Every workaround that RecBole 1.2 needs on today's Python, NumPy, pandas and PyTorch, each with its reason.
 
 `activate()` applies them once. They change RecBole's own modules only, never NumPy, pandas or PyTorch, and leave
-RecBole's results as they were on the versions it was written for. tests/test_compat.py holds one test for each.
+RecBole's results as they were on the versions it was written for, unless a docstring says otherwise. tests/test_compat.py holds
+one test for each; those of single models are in tests/test_general.py.
 """
 
 from __future__ import annotations
