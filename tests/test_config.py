@@ -124,7 +124,9 @@ def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     for name, space in spaces.items():
         model = "VBPR+MRdIB" if name == registry.PLUGIN else name
         assert space, name
+        defaults = build(model, tmp_path)[1].dataset.config
         for key, choices in space.items():
+            assert defaults[key] in choices, (name, key)  # what is known to do well can be found
             assert len(choices) == len(set(choices)) > 1
             for choice in choices:
                 build(model, tmp_path, **{key: choice})  # an unknown key or a bad value would raise
