@@ -126,13 +126,16 @@ def test_registry_files_and_properties_agree():
 
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
-    ours = {*registry.MODELS, *registry.BASELINES, registry.PLUGIN}
+    ours = {*registry.MODELS, *registry.BASELINES, "MRdIB-paper"}
     assert ours | {"BPR", "ItemKNN", "EASE", "Pop", "NeuMF", "NGCF", "MultiVAE", "SimpleX"} <= set(spaces)
     assert set(spaces) - ours <= set(registry.recbole_models()) - set(registry.REFUSED)
     assert {name for name, space in spaces.items() if not space} == {"Pop", "Random"}
     for name, space in spaces.items():
-        model = "VBPR+MRdIB" if name == registry.PLUGIN else name
+        model = "VBPR+MRdIB (paper)" if name == "MRdIB-paper" else name
+        defaults = make_config(model, "ml-100k")
         for key, choices in space.items():
+            if name in ours:  # what is known to do well can be found
+                assert defaults[key] in choices, (name, key)
             assert len(choices) == len(set(choices)) > 1
             for choice in choices if name in ours else ():
                 build(model, tmp_path, **{key: choice})  # an unknown key or a bad value would raise
