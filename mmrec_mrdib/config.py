@@ -35,6 +35,7 @@ from recbole.utils import ModelType
 # RecBole would pickle whole data sets for these; we never unpickle.
 _REFUSED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _SEVERAL_PROCESSES = ("nproc", "world_size")  # of one training; RecBole's values for none: 1 and -1
+_INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")  # RecBole's form '[8,inf)' is no YAML
 # Keys that RecBole reads without giving them a default in its property files.
 _RECBOLE_EXTRA = (
     "model",
@@ -184,6 +185,8 @@ def parse_value(key: str, value: Any) -> Any:
     try:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
+        if key in _INTERVALS:
+            return value
         raise ConfigError(f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})") from error
 
 
