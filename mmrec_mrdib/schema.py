@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or holds something else than a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -151,12 +151,18 @@ class MultimodalDataset(Dataset):
                 raise ConfigError(f"--val_interval: no column '{field}' among those loaded ({known}){mend}")
             kind = self.field2type[field]
             if kind not in (FeatureType.FLOAT, FeatureType.TOKEN):
-                raise ConfigError(f"--val_interval: column '{field}' holds sequences, which no interval can be held against")
+                raise ConfigError(
+                    f"--val_interval: column '{field}' holds sequences, which no interval can be held against"
+                )
             for feat in self.field2feats(field):
                 if kind == FeatureType.FLOAT:
                     keep = filters.Intervals(f"val_interval.{field}", wanted)(feat[field].to_numpy(dtype=np.float64))
                 else:
-                    keep = feat[field].isin([str(v) for v in (wanted if isinstance(wanted, list) else [wanted])]).to_numpy()
+                    keep = (
+                        feat[field]
+                        .isin([str(v) for v in (wanted if isinstance(wanted, list) else [wanted])])
+                        .to_numpy()
+                    )
                 if feat is self.inter_feat:
                     self._note("interactions_outside_val_interval", int((~keep).sum()))
                 feat.drop(feat.index[~keep], inplace=True)
@@ -265,10 +271,14 @@ class MultimodalDataset(Dataset):
         field = self.time_field
         if field not in self.inter_feat:
             fields = f"[{self.uid_field}, {self.iid_field}, {field}]"
-            raise ConfigError(f"--eval_args: order TO needs the column '{field}', which is not loaded: --load_col='{{inter: {fields}}}'")
+            raise ConfigError(
+                f"--eval_args: order TO needs the column '{field}', which is not loaded: --load_col='{{inter: {fields}}}'"
+            )
         without = int(self.inter_feat[field].isna().sum())
         if without:
-            raise DataError(f"{self._folder}: {without} interactions have no {field}, which order TO needs; use order RO")
+            raise DataError(
+                f"{self._folder}: {without} interactions have no {field}, which order TO needs; use order RO"
+            )
 
     def _note(self, name: str, count: int) -> None:
         """Of interactions that were left out."""
@@ -311,7 +321,11 @@ class MultimodalDataset(Dataset):
             lacking.update(without, blank)
             if blank:
                 self.notes[f"items_with_{file.name}_all_zero"] = len(blank)
-                what = "left out" if self.settings.missing == "drop" else "the mean row stands in (--missing=drop: without them)"
+                what = (
+                    "left out"
+                    if self.settings.missing == "drop"
+                    else "the mean row stands in (--missing=drop: without them)"
+                )
                 logger.warning(
                     "modality %s: the rows of %d of %d items are all 0 and count as missing: %s", file.name, len(blank), len(tokens), what
                 )  # fmt: skip

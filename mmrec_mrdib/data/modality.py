@@ -155,12 +155,15 @@ def select(found: dict[str, tuple[Path, Path | None]], wanted: Sequence[str] | N
             others = [f" {file}: {why}" for file, why in unread(folder, found).items() if file.startswith(name)]
             raise ConfigError(
                 f"--modalities: no modality '{name}' in {folder}.{did_you_mean(name, found)} "
-                f"Available: {', '.join(found) or 'none'}; '{name}' would be read from {name}{SUFFIX}" + ";".join(others)
+                f"Available: {', '.join(found) or 'none'}; '{name}' would be read from {name}{SUFFIX}"
+                + ";".join(others)
             )
     names = list(wanted or found)
     for name in names:
         check_name(name, found[name][0])
-    pairs = [f"{a}-{b}" for n, a in enumerate(names) for b in names[n + 1 :]]  # as models name what belongs to two of them
+    pairs = [
+        f"{a}-{b}" for n, a in enumerate(names) for b in names[n + 1 :]
+    ]  # as models name what belongs to two of them
     twice = {p for p in pairs if pairs.count(p) > 1}
     if twice:
         raise DataError(
@@ -220,7 +223,9 @@ def open_rows(path: Path) -> np.ndarray:
     try:
         what = text.disguise(path)
         if what is not None:
-            raise DataError(f"{path}: no array of numbers but {what.replace('NAME', repr(path.name)).replace('FILE', repr(path.name))}")
+            raise DataError(
+                f"{path}: no array of numbers but {what.replace('NAME', repr(path.name)).replace('FILE', repr(path.name))}"
+            )
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -366,7 +371,9 @@ def align(
         scaling = Scaling(norm, mean, np.where(constant, 0.0, std))
     for part in blocks:
         out[part][has[part]] = scaling(out[part][has[part]])
-    if not has[1:].all():  # standardised, the mean is 0: exactly, or its rounding would have a direction, and neighbours in graphs
+    if not has[
+        1:
+    ].all():  # standardised, the mean is 0: exactly, or its rounding would have a direction, and neighbours in graphs
         out[~has] = 0.0 if norm == "standard" else mean_of(lambda x: x)
     out[0] = 0.0
     return out, has, scaling

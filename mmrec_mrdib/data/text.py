@@ -97,7 +97,9 @@ def read(path: Path, encoding: str = "utf-8", option: str = "--encoding") -> byt
         if not is_utf8(encoding):
             data = text.encode()
     except LookupError as error:
-        raise ConfigError(f"{option}={encoding}: no such encoding; known are utf-8, latin-1, cp1252, utf-16, ...") from error
+        raise ConfigError(
+            f"{option}={encoding}: no such encoding; known are utf-8, latin-1, cp1252, utf-16, ..."
+        ) from error
     except UnicodeError as error:  # decoding, or a lone half of a surrogate pair that UTF-16 lets through
         raise not_encoded(path, encoding, error, data, option) from error
     data = data.removeprefix(_BOM)
@@ -168,7 +170,7 @@ def table(path: Path, separator: str = "\t", encoding: str = "utf-8", option: st
     head, _, body = data.partition(b"\n")
     names = head.decode().split(mark.decode())
     if not head.strip():
-        raise DataError(f"{path}: not a table: its first line is empty, and should name the columns")
+        raise DataError(f"{path}: not a table: its first line is empty, where the names of the columns are expected")
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise DataError(f"{path}, line 1: column {listed(sorted(twice))} stands there twice")
@@ -209,40 +211,41 @@ class BadLines:
     """Lines that cannot be used: counted, with examples, up to a limit.
 
     Args:
-        limit: more of them are an error.
+        limit: more of them are an error; None: the first one is, and there is no option for it.
     """
 
     SHOWN = 10
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int | None) -> None:
         self.path, self.limit = path, limit
-        self.lines: list[int] = []
         self.count = 0
+        self.first: list[int] = []
         self.examples: list[str] = []
 
-    def add(self, line: int, why: str, found: object = "", lines: int = 1, hint: str = "") -> None:
+    def add(self, line: int, why: str, found: str, lines: int = 1) -> None:
         """Note a line, or a row that takes several of them.
 
         Args:
             found: what stands there.
-            hint: a further mend, for the error.
 
         Raises:
             DataError: one too many; names the lines.
         """
-        self.lines.append(line)
         self.count += lines
-        text = repr(found)
-        example = f"line {line}: {why}" + (f": {text[:80]}{'...' if len(text) > 80 else ''}" if found != "" else "")
+        shown = repr(found if len(found) <= 60 else found[:57] + "...")
+        example = f"line {line}{f' to {line + lines - 1}' if lines > 1 else ''}: {why}: {shown}"
+        if self.limit is None:
+            raise DataError(f"{self.path}, {example}")
         if len(self.examples) < self.SHOWN:
-            self.examples.append(example + (f" ({lines} lines)" if lines > 1 else ""))
+            self.first.append(line)
+            self.examples.append(example)
         if self.count > self.limit:
             raise DataError(
-                f"{self.path}, line {listed(self.lines, 5)}: {why}; {self.count} such lines, --max-bad={self.limit} allowed; "
-                f"the last: {example}{hint}"
+                f"{self.path}, line {listed(self.first)}: {why} ({shown}); {self.count} such lines, --max-bad={self.limit} allowed"
             )
 
     def told(self) -> list[str]:
-        """The examples, for the user."""
-        more = len(self.lines) - len(self.examples)
-        return [f"skipped {self.path.name}, {e}" for e in self.examples] + ([f"and {more} more"] if more else [])
+        """What was skipped, for the user: a count, and each line or the first of them."""
+        if not self.count:
+            return []
+        return [f"{self.path.name}: {self.count} lines skipped", *(f"  {e}" for e in self.examples)]

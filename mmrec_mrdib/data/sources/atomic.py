@@ -71,7 +71,7 @@ class Atomic:
 
 def read_frame(
     path: Path,
-    how: Format = Format(),  # noqa: B008 (frozen)
+    how: Format = Format(),
     ids: Collection[str] = ("user_id", "item_id"),
     load: Collection[str] | None = None,
     unload: Collection[str] | None = None,
@@ -114,14 +114,16 @@ def examine(
     lacking = [f"{name}:token" for name in ids if kinds.get(name) != "token"]
     if lacking:
         hidden = " (or load_col, unload_col leave them out)" if load is not None or unload is not None else ""
-        return None, [Problem(f"the header lacks {', '.join(lacking)} (found {listed(cells.frame.columns, 8)}){hidden}")]
+        return None, [
+            Problem(f"the header lacks {', '.join(lacking)} (found {listed(cells.frame.columns, 8)}){hidden}")
+        ]
     problems = mmrec.ragged(cells)
     lines, columns = cells.frame.index.to_numpy(), {}
     sound = np.ones(len(lines), dtype=bool)
     for field, kind in kinds.items():
         column = cells.frame[f"{field}:{kind}"].to_numpy()
         if field in ids:
-            bad, what = column == "", f"no {field}"
+            bad, what = column == "", f"cells of {field}:token are empty"
         elif kind == "token":
             column = np.where(column == "", None, column)
             bad, what = np.zeros(len(column), dtype=bool), ""
@@ -134,7 +136,7 @@ def examine(
         if bad.any():
             at = np.flatnonzero(bad)
             shown = tuple(f"line {lines[n]}" + (f": {column[n]!r}" if field not in ids else "") for n in at[:5])
-            problems.append(Problem(what, len(at), shown))
+            problems.append(Problem(what, len(at), shown, field))
             sound &= ~bad
         columns[field] = column if kind == "token" else numbers
     frame = pd.DataFrame({f: pd.Series(c, index=lines, dtype=c.dtype) for f, c in columns.items()})
@@ -185,7 +187,7 @@ def split_files(folder: Path, splits: Collection[str] = SPLITS) -> list[Path] | 
     return parts if not (folder / f"{name}.inter").is_file() and all(p.is_file() for p in parts) else None
 
 
-def read(folder: Path, how: Format = Format()) -> tuple[Table, np.ndarray | None]:  # noqa: B008 (frozen)
+def read(folder: Path, how: Format = Format()) -> tuple[Table, np.ndarray | None]:
     """Interactions of `<name>.inter`, or of `<name>.train.inter`, `.valid.inter` and `.test.inter` with their split.
 
     Raises:

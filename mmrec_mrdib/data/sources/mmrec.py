@@ -29,16 +29,18 @@ def is_mmrec(path: Path, encoding: str = "utf-8") -> bool:
 
 
 class Problem(NamedTuple):
-    """Something that makes the file unusable: what it is (with its place), how many cells it concerns, and examples."""
+    """Something that makes the file unusable: what it is (with its place), how many cells it concerns, examples, and the column where it
+    is that of one alone."""
 
     what: str
     cells: int = 1
     examples: tuple[str, ...] = ()
+    column: str | None = None
 
 
 def told(problem: Problem) -> str:
     """A problem in one line."""
-    what, cells, examples = problem
+    what, cells, examples, _ = problem
     return f"{what} ({listed(examples, 3)}; {cells} in all)" if examples else what
 
 
@@ -93,7 +95,11 @@ def examine(
             good &= (values <= 2) | (name != "x_label")
         else:
             good = np.isfinite(values) | (frame[name] == "").to_numpy()
-        wanted = {"userID": "whole numbers from 0", "itemID": "whole numbers from 0", "x_label": "0 (train), 1 (valid) or 2 (test)"}
+        wanted = {
+            "userID": "whole numbers from 0",
+            "itemID": "whole numbers from 0",
+            "x_label": "0 (train), 1 (valid) or 2 (test)",
+        }
         if not good.all():
             at = np.flatnonzero(~good)
             examples = tuple(f"line {frame.index[n]}: {frame[name].iloc[n]!r}" for n in at[:5])
