@@ -70,10 +70,10 @@ def test_everything_at_once(toy):
     repairs = [f.what for f in by_level(report, "repair")]
     assert any(f"{repeated + 2} repeated interactions" in r for r in repairs)
     assert any("1 users of valid have no training interaction" in r for r in repairs)
+    assert any("7 rows are all 0 and count as missing" in r for r in repairs)
     warnings = {(f.where, f.what.split(":")[0]): f for f in by_level(report, "warning")}
     assert warnings["a_feat.npy", "1 of 12 columns are constant"].examples == ("column 4",)
     assert warnings["a_feat.npy", "|mean| > 3 std in 1 of 12 columns"].examples == ("column 6",)
-    assert warnings["b_feat.npy", "7 rows are all 0"]
     assert [f.level for f in report.findings] == sorted(
         (f.level for f in report.findings), key="error repair warning".find
     )
@@ -83,7 +83,7 @@ def test_everything_at_once(toy):
     ("text", "message"),
     [
         (None, "no such file"),
-        ("", "not a tab-separated table"),
+        ("", "not a table"),
         ("user\titem\n1\t2\n", "lacks userID, itemID, x_label"),
         ("userID\titemID\tx_label\n0\t0\t0\n0\t1\t1\n", "the test split is empty"),
         ("userID\titemID\tx_label\n0\t0\t0\n0\t1\t1\n1\t1\t2\n", "no user of test has a training interaction"),

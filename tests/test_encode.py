@@ -187,7 +187,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path):
     ("arguments", "message"),
     [
         (["--text", "tittle", "--encoder", "tfidf-svd"], "no item has 'tittle'; there are description, title"),
-        (["--text", "title", "--encoder", "tfidf-svd", "--name", "../x"], "expected letters"),
+        (["--text", "title", "--encoder", "tfidf-svd", "--name", "../x"], "of letters, digits, - and _"),
         (["--images", "nowhere", "--encoder", "timm:resnet18"], "no such folder"),
         (["--images", ".", "--encoder", "timm:resnet18"], "no file is named after an item, as in id0.jpg"),
         (["--images", ".", "--encoder", "tfidf-svd"], "is for texts"),

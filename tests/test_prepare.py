@@ -287,7 +287,7 @@ def test_ratings_below_a_limit_are_left_out(clinic):
         (["--time", "patient"], "--max-bad=10 allowed"),
         (["--interactions", "nowhere.csv"], "no such file"),
         (["--output", "chem.csv"], "exists already"),
-        (["--output", "no/where"], "does not exist"),
+        (["--output", "chem.csv/x"], "chem.csv is not a folder"),
     ],
 )
 def test_mistakes(clinic, monkeypatch, capsys, arguments, message):

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     recbole.add_argument("folder", type=Path, metavar="DIR")
     _common(recbole)
-    _encoding(recbole)
+    _encoding(recbole, "that of <name>.yaml, else utf-8")
     recbole.set_defaults(run=_recbole)
     _encode_parser(commands, raw)
     return out
@@ -86,8 +86,8 @@ def _max_bad(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _encoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoding", default="utf-8", help="of the text files (default utf-8; latin-1, utf-16, ...)")
+def _encoding(parser: argparse.ArgumentParser, default: str = "utf-8") -> None:
+    parser.add_argument("--encoding", help=f"of the text files: utf-8, latin-1, utf-16, ... (default: {default})")
 
 
 def _amazon_parser(sources: Any, raw: Any) -> None:
@@ -224,7 +224,7 @@ def _check_modality(option: str, given: str, name: str) -> None:
     from mmrec_mrdib.data.modality import bad_name
 
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{option}={given}: a modality's name is made of letters, digits, - and _")
+        raise ConfigError(f"{option}={given}: expected a modality's name of letters, digits, - and _")
     why = bad_name(name)
     if why is not None:
         raise ConfigError(f"{option}={given}: a modality cannot be called '{name}': {why}")
@@ -335,7 +335,7 @@ def _csv(options: argparse.Namespace) -> int:
         raise ConfigError("--min-rating needs --rating, the column it is held against")
     collector = prepare.Collector()
     columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
-    csv = tables.Csv(options.separator, options.quoting, options.encoding)
+    csv = tables.Csv(options.separator, options.quoting, options.encoding or "utf-8")
     skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, csv)]
     whole = collector.table()
     lost = _lost(skipped)
@@ -394,9 +394,14 @@ def _recbole(options: argparse.Namespace) -> int:
 
     from mmrec_mrdib.data import prepare
     from mmrec_mrdib.data.sources import atomic
+    from mmrec_mrdib.schema import read_yaml
 
     how = _split_options(options)
-    whole, labels = atomic.read(options.folder, atomic.Format(encoding=options.encoding))
+    beside = options.folder / f"{options.folder.resolve().name}.yaml"
+    values = read_yaml(beside) if beside.is_file() else {}
+    if options.encoding is not None:
+        values["encoding"] = options.encoding
+    whole, labels = atomic.read(options.folder, atomic.Format.of(values))
     if labels is None:
         table, labels = prepare.finish(whole, *how)
     else:  # the split is given: each pair counts where it first stands

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.errors import ConfigError, DataError, without
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +74,10 @@ def read_users(path: Path) -> list[str]:
     try:
         users = [line for line in text.lines(path) if line]
     except DataError as error:
-        raise DataError(f"--users={error}; expected a text file with one user id a line") from error
+        what = without(path, error)
+        raise DataError(
+            f"--users={path}: cannot be read ({what}); expected a text file with one user id a line"
+        ) from error
     if not users:
         raise DataError(f"--users={path}: no user ids in it; expected one a line")
     return users

@@ -17,7 +17,7 @@ import pandas as pd
 from mmrec_mrdib import paths
 from mmrec_mrdib.data import filters, modality
 from mmrec_mrdib.data.sources import atomic, mmrec
-from mmrec_mrdib.errors import MRdIBError, listed
+from mmrec_mrdib.errors import MRdIBError, listed, without
 from mmrec_mrdib.schema import DataSettings, ModalityFile, read_yaml
 
 _BLOCK = 4096  # rows of features looked at at a time
@@ -80,11 +80,15 @@ def check(folder: str | Path) -> Report:
     folder = Path(folder)
     report = Report(str(folder), "none")
     values = _settings(folder, report)
-    frame, n_ids = _read(folder, values, report)
+    frame, unseen, n_ids = _read(folder, values, report)
+    tokens: set[str] | None = None
     if frame is not None:
-        report.findings += _interactions(frame, _where(folder, values), report.layout == "MMRec")
+        where = _where(folder, values)
+        frame = _filtered(frame, values, report, where)
+        report.findings += _interactions(frame, where, report.layout == "MMRec")
         report.statistics |= _counts(frame)
-    _features(folder, None if frame is None else set(frame["itemID"].astype(str)), n_ids, values, report)
+        tokens = set(frame["itemID"].astype(str)) | unseen
+    _features(folder, tokens, n_ids, values, report)
     order = ("error", "repair", "warning")
     report.findings.sort(key=lambda f: order.index(f.level))
     return report
@@ -107,9 +111,7 @@ def _settings(folder: Path, report: Report) -> dict[str, Any]:
     try:
         own = read_yaml(path) if path.is_file() else {}
         files = {k: ModalityFile.checked(v) for k, v in (own.get("modality_files") or {}).items()}
-        for key in ("user_inter_num_interval", "item_inter_num_interval"):
-            if own.get(key) is not None:
-                filters.Intervals(key, own[key])
+        dict((own.get("val_interval") or {}).items())
         own["modalities"] = DataSettings.checked({**_required(values), "modalities": own.get("modalities")}).modalities
     except (MRdIBError, AttributeError) as error:
         report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
@@ -127,15 +129,18 @@ def _where(folder: Path, values: Mapping[str, Any]) -> str:
     return f"{name}.{{{','.join(splits)}}}.inter" if splits else f"{name}.inter"
 
 
-def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.DataFrame | None, int | None]:
-    """Interactions in columns userID, itemID and, where the split is given, x_label, after the yaml's filters; and the number of item ids
-    in the MMRec layout."""
+def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.DataFrame | None, set[str], int | None]:
+    """Interactions in columns userID, itemID and, where the split is given, x_label; further items that the loader will know; and the number
+    of item ids in the MMRec layout."""
     name = folder.resolve().name
     path = folder / f"{name}.inter"
     how = atomic.Format.of(values)
     given = values.get("benchmark_filename")
     parts = [folder / f"{name}.{split}.inter" for split in given] if given else [path]
     try:
+        if given and len(given) != 3:
+            report.findings.append(Finding("error", _where(folder, values), "expected three: train, valid and test"))
+            return None, set(), None
         if not given and not path.is_file():
             what = "no such file; the interactions are read from it"
             splits = atomic.split_files(folder)
@@ -143,31 +148,29 @@ def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.D
                 what += f"; for {splits[0].name} and the others write 'benchmark_filename: [train, valid, test]' into {name}.yaml"
             report.findings.append(Finding("error", path.name, what))
             if splits is None:
-                return None, None
+                return None, set(), None
             given, parts = list(mmrec.SPLITS), splits
         report.layout = "MMRec" if not given and mmrec.is_mmrec(path, how.encoding) else "RecBole"
-    except (MRdIBError, OSError) as error:
-        report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
-        return None, None
-    n_ids = None
-    if report.layout == "MMRec":
-        frame, problems = mmrec.examine(path, values.get("val_interval") or {}, how.encoding)
-        report.findings += [Finding("error", path.name, p.what, p.cells, p.examples) for p in problems]
-        if frame is not None:
-            n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
-    else:
-        frame = _atomic(folder, parts, how, values, report)
-    return (None if frame is None else _filtered(frame, values, report, path.name)), n_ids
+    except MRdIBError as error:
+        report.findings.append(Finding("error", path.name, without(path, error)))
+        return None, set(), None
+    if report.layout == "RecBole":
+        return *_atomic(folder, parts, how, values, report), None
+    frame, problems = mmrec.examine(path, values.get("val_interval") or {}, how.encoding)
+    report.findings += [Finding("error", path.name, p.what, p.cells, p.examples) for p in problems]
+    return frame, set(), None if frame is None else int(frame["itemID"].max()) + 1 if len(frame) else 0
 
 
 def _atomic(
     folder: Path, parts: list[Path], how: atomic.Format, values: Mapping[str, Any], report: Report
-) -> pd.DataFrame | None:
-    """The interactions of atomic files, with an x_label where there are several; findings go into the report, those of .user and .item, too."""
+) -> tuple[pd.DataFrame | None, set[str]]:
+    """The interactions of atomic files, with an x_label where there are several, and the items of the .item file, where that is loaded;
+    findings go into the report."""
     wanted = values.get("load_col")
     found: list[pd.DataFrame] = []
+    items: set[str] = set()
     name = folder.resolve().name
-    files = [(p, "inter", (how.user, how.item)) for p in parts]
+    files: list[tuple[Path, str, tuple[str, ...]]] = [(p, "inter", (how.user, how.item)) for p in parts]
     files += [(folder / f"{name}.{kind}", kind, (key,)) for kind, key in (("user", how.user), ("item", how.item))]
     for path, kind, ids in files:
         fields = "*" if wanted is None else wanted.get(kind, ())
@@ -194,16 +197,17 @@ def _atomic(
                     Finding("error", path.name, f"order TO needs the column {how.time}, in the file and in load_col")
                 )
         else:
+            items |= set(table.frame[how.item]) if kind == "item" and fields else set()
             repeated = int(table.frame.duplicated(list(ids)).sum())
             if repeated:
                 report.findings.append(
                     Finding("repair", path.name, f"{repeated} ids stand there twice: the first counts", repeated)
                 )
     if len(found) < len(parts):
-        return None
+        return None, items
     if len(parts) == 1:
-        return found[0]
-    return pd.concat([f.assign(x_label=n) for n, f in enumerate(found)], ignore_index=True)
+        return found[0], items
+    return pd.concat([f.assign(x_label=n) for n, f in enumerate(found)], ignore_index=True), items
 
 
 def _filtered(frame: pd.DataFrame, values: Mapping[str, Any], report: Report, where: str) -> pd.DataFrame:
@@ -215,10 +219,15 @@ def _filtered(frame: pd.DataFrame, values: Mapping[str, Any], report: Report, wh
         what = f"{repeated.sum()} repeated interactions: kept once"
         report.findings.append(Finding("repair", where, what, int(repeated.sum()), examples))
     keys = ("user_inter_num_interval", "item_inter_num_interval")
-    limits = [None if values.get(k) is None else filters.Intervals(k, values[k]) for k in keys]
-    for field, wanted in (values.get("val_interval") or {}).items():
-        if field in frame and frame[field].dtype.kind in "fi":
-            frame = frame[filters.Intervals(f"val_interval.{field}", wanted)(frame[field].to_numpy(dtype=np.float64))]
+    try:
+        limits = [None if values.get(k) is None else filters.Intervals(k, values[k]) for k in keys]
+        for column, wanted in (values.get("val_interval") or {}).items():
+            if column in frame and frame[column].dtype.kind in "fi":
+                within = filters.Intervals(f"val_interval.{column}", wanted)
+                frame = frame[within(frame[column].to_numpy(dtype=np.float64))]
+    except MRdIBError as error:
+        report.findings.append(Finding("error", f"{Path(report.folder).resolve().name}.yaml", str(error)))
+        limits = [None, None]
     frame = frame[~frame.duplicated(pairs)]
     keep, _ = filters.by_number([pd.factorize(frame[c])[0] for c in pairs], limits)
     return frame[keep]
@@ -305,7 +314,7 @@ def _features(
             file = modality.open_file(name, path, ids, n_ids) if tokens is not None or ids else None
             rows = modality.open_rows(path) if file is None else file.rows
         except MRdIBError as error:
-            report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
+            report.findings.append(Finding("error", path.name, without(path, error)))
             try:
                 rows, file = modality.open_rows(path), None  # its values may still be looked at
             except MRdIBError:
@@ -316,7 +325,7 @@ def _features(
         try:
             lacking, _ = file.without(tokens)
         except MRdIBError as error:
-            report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
+            report.findings.append(Finding("error", path.name, without(path, error)))
             continue
         modalities[name]["items_without"] = len(lacking)
         if lacking:

@@ -170,7 +170,7 @@ class MultimodalDataset(Dataset):
     def _filter_inter_by_user_or_item(self) -> None:
         before = len(self.inter_feat)
         super()._filter_inter_by_user_or_item()
-        self._note("interactions_of_users_or_items_without_a_line_in_their_file", before - len(self.inter_feat))
+        self._note("interactions_of_unlisted_users_or_items", before - len(self.inter_feat))
 
     def _filter_by_inter_num(self) -> None:
         self._drop_repeated()
@@ -179,7 +179,7 @@ class MultimodalDataset(Dataset):
         limits = [None if self.config[k] is None else filters.Intervals(k, self.config[k]) for k in keys]
         numbered = [pd.factorize(self.inter_feat[f]) for f in fields]
         keep, gone = filters.by_number([n for n, _ in numbered], limits)
-        self._note("interactions_outside_the_numbers_of_interactions", int((~keep).sum()))
+        self._note("interactions_outside_inter_num_interval", int((~keep).sum()))
         self.inter_feat = self.inter_feat[keep]
         for field, feat, (_, tokens), out, limit in zip(
             fields, (self.user_feat, self.item_feat), numbered, gone, limits, strict=True

@@ -232,8 +232,8 @@ class BadLines:
             DataError: one too many; names the lines.
         """
         self.count += lines
-        shown = repr(found if len(found) <= 60 else found[:57] + "...")
-        example = f"line {line}{f' to {line + lines - 1}' if lines > 1 else ''}: {why}: {shown}"
+        shown = f": {(found if len(found) <= 60 else found[:57] + '...')!r}" if found else ""
+        example = f"line {line}{f' to {line + lines - 1}' if lines > 1 else ''}: {why}{shown}"
         if self.limit is None:
             raise DataError(f"{self.path}, {example}")
         if len(self.examples) < self.SHOWN:
@@ -241,7 +241,7 @@ class BadLines:
             self.examples.append(example)
         if self.count > self.limit:
             raise DataError(
-                f"{self.path}, line {listed(self.first)}: {why} ({shown}); {self.count} such lines, --max-bad={self.limit} allowed"
+                f"{self.path}, line {listed(self.first)}: {why}{shown}; {self.count} such lines, --max-bad={self.limit} allowed"
             )
 
     def told(self) -> list[str]:

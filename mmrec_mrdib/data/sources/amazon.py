@@ -86,9 +86,8 @@ def _record(line: bytes) -> dict[str, Any]:
 def _token(record: dict[str, Any], *names: str) -> str:
     for name in names:
         value = record.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            if is_id(str(value)):
-                return str(value)
+        if isinstance(value, str | int) and not isinstance(value, bool) and is_id(str(value)):
+            return str(value)
     raise ValueError(f"no {' or '.join(names)}")
 
 

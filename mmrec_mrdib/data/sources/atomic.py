@@ -18,7 +18,7 @@ from mmrec_mrdib.data import modality, text
 from mmrec_mrdib.data.prepare import TEST, TRAIN, VALID, Collector, Features, Table, write_folder
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.data.sources.mmrec import Problem
-from mmrec_mrdib.errors import DataError, listed
+from mmrec_mrdib.errors import DataError, MRdIBError, listed, without
 
 SPLITS = mmrec.SPLITS
 KINDS = ("token", "token_seq", "float", "float_seq")
@@ -101,22 +101,23 @@ def examine(
     """As `read_frame`, but with all problems; the lines that have one are left out; None where it is no table at all."""
     try:
         cells = text.table(path, how.separator, how.encoding)
-    except DataError as error:
-        return None, [Problem(str(error).removeprefix(f"{path}: "))]
+    except MRdIBError as error:
+        return None, [Problem(without(path, error))]
+    header = list(cells.frame.columns)
+    lacking = [f"{name}:token" for name in ids if f"{name}:token" not in header]
+    if lacking:
+        return None, [Problem(f"the header lacks {', '.join(lacking)} (found {listed(header, 8)})")]
     kinds: dict[str, str] = {}
-    for name in cells.frame.columns:
-        field, colon, kind = name.rpartition(":")
-        if not colon or kind not in KINDS or field in kinds:
-            what = f"column '{name}' of the header: expected a name and a type, each name once, as in user_id:token; types: {', '.join(KINDS)}"
-            return None, [Problem(what)]
+    for name in header:
+        field, _, kind = name.rpartition(":")
+        if not field or kind not in KINDS or field in kinds:
+            what = "expected a name and a type, each name once, as in user_id:token; types: " + ", ".join(KINDS)
+            return None, [Problem(f"column '{name}' of the header: {what}")]
         if (load is None or field in load) and (unload is None or field not in unload):
             kinds[field] = kind
-    lacking = [f"{name}:token" for name in ids if kinds.get(name) != "token"]
-    if lacking:
-        hidden = " (or load_col, unload_col leave them out)" if load is not None or unload is not None else ""
-        return None, [
-            Problem(f"the header lacks {', '.join(lacking)} (found {listed(cells.frame.columns, 8)}){hidden}")
-        ]
+    hidden = [name for name in ids if name not in kinds]
+    if hidden:
+        return None, [Problem(f"load_col or unload_col leaves out {', '.join(hidden)}, which must be loaded")]
     problems = mmrec.ragged(cells)
     lines, columns = cells.frame.index.to_numpy(), {}
     sound = np.ones(len(lines), dtype=bool)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mmrec_mrdib.data import text
-from mmrec_mrdib.errors import DataError, listed
+from mmrec_mrdib.errors import DataError, MRdIBError, listed, without
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")
@@ -75,8 +75,8 @@ def examine(
     cannot be read as a table at all."""
     try:
         cells = text.table(path, encoding=encoding)
-    except DataError as error:
-        return None, [Problem(str(error).removeprefix(f"{path}: "))]
+    except MRdIBError as error:
+        return None, [Problem(without(path, error))]
     frame = cells.frame
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:

@@ -131,7 +131,7 @@ def _rows(path: Path, how: Csv, bad: BadLines, wanted: str) -> Iterator[Chunk]:
     with _open(path, how.encoding) as file:
         single = separator if len(separator) == 1 else "\x1f"
         stream: Any = file if single == separator else (line.replace(separator, single) for line in file)
-        quoting = csv.QUOTE_NONE if how.quoting == "none" else csv.QUOTE_MINIMAL
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if how.quoting == "none" else csv.QUOTE_MINIMAL
         # Strict: a quote that opens a cell and never closes it is an error, not a cell of a thousand lines.
         reader = csv.reader(stream, delimiter=single, quoting=quoting, strict=True)
         header = next(reader, [])
@@ -263,16 +263,12 @@ def read_interactions(
         broken = np.any(list(wrong.values()), axis=0)
         for n in np.flatnonzero(broken):
             name = next(k for k, w in wrong.items() if w[n])
-            cell = str(picked[name].iloc[n])
-            why = {
-                "rating": f"column {columns[name]}: a rating that is no number",
-                "time": f"column {columns[name]}: neither a number nor a date such as {DATES}",
-            }.get(
-                name,
-                f"column {columns[name]}: no {name} id"
-                + (f", an id stands on one line{_QUOTES}" if tokens.get(name, [""])[n] else ""),
+            why = {"rating": "no number", "time": f"neither a number nor a date such as {DATES}"}.get(
+                name, f"no {name}"
             )
-            bad.add(int(frame.index[n]), why, cell, int(lines[n]))
+            if name in tokens and tokens[name][n]:
+                why = f"a {name} of more than one line{_QUOTES}"
+            bad.add(int(frame.index[n]), f"column {columns[name]}: {why}", str(picked[name].iloc[n]), int(lines[n]))
         sound = ~broken
         collector.extend(tokens["user"][sound], tokens["item"][sound], values["rating"][sound], values["time"][sound])
     return bad
