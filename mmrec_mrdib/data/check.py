@@ -158,7 +158,14 @@ def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.D
         return *_atomic(folder, parts, how, values, report), None
     frame, problems = mmrec.examine(path, values.get("val_interval") or {}, how.encoding)
     report.findings += [Finding("error", path.name, p.what, p.cells, p.examples) for p in problems]
-    return frame, set(), None if frame is None else int(frame["itemID"].max()) + 1 if len(frame) else 0
+    if frame is None:
+        return None, set(), None
+    n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
+    return (
+        frame.sort_values("x_label", kind="stable"),
+        set(),
+        n_ids,
+    )  # of a repeated pair the loader keeps the first split's
 
 
 def _atomic(

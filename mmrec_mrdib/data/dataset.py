@@ -92,8 +92,7 @@ class MultimodalDataset(Dataset):
         if not self._is_mmrec:
             super()._load_inter_feat(token, dataset_path)
             return
-        wanted = self.config["val_interval"] or {}
-        frame = mmrec.read(path, wanted, encoding)
+        frame = mmrec.read(path, self._wanted_values(), encoding)
         self._n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
         # From here on it is a RecBole benchmark split: three parts, one after the other.
         self.benchmark_filename_list = list(SPLITS)
@@ -143,8 +142,14 @@ class MultimodalDataset(Dataset):
         self._check_features()
         super()._remap_ID_all()
 
+    def _wanted_values(self) -> dict[str, Any]:
+        wanted = self.config["val_interval"] or {}
+        if not isinstance(wanted, dict):
+            raise ConfigError(f"--val_interval={wanted}: expected a mapping such as {{rating: '[3,inf)'}}")
+        return wanted
+
     def _filter_by_field_value(self) -> None:
-        for field, wanted in (self.config["val_interval"] or {}).items():
+        for field, wanted in self._wanted_values().items():
             if field not in self.field2type:
                 known = ", ".join(self.field2type)
                 mend = "" if self._is_mmrec else f"; name it in load_col, as in {{inter: [{known}, {field}]}}"

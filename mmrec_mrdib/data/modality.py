@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -135,11 +136,11 @@ def check_name(name: str, path: Path) -> None:
     """
     why = bad_name(name)
     if why is not None:
-        ids = f", ids: {name}_ids.txt" if (path.parent / f"{name}_ids.txt").is_file() else ""
+        ids = f", ids: {json.dumps(f'{name}_ids.txt')}" if (path.parent / f"{name}_ids.txt").is_file() else ""
         new = "my_" + (re.sub(r"[^A-Za-z0-9_]", "_", name) or "features")
         raise DataError(
             f"{path}: a modality cannot be called '{name}': {why}; rename the file, or give the modality another name: "
-            f"--modality_files='{{{new}: {{file: {path.name}{ids}}}}}'"
+            f"--modality_files='{{{new}: {{file: {json.dumps(path.name)}{ids}}}}}'"
         )
 
 
