@@ -130,7 +130,8 @@ class DataSettings(Settings):
     features_on_disk: bool
     """Whether the scaled features are mapped from a scratch file in the cache folder instead of being held in memory."""
     missing: Literal["error", "mean", "drop"]
-    """What to do with items that lack features: refuse, give them the mean row, or leave the items out."""
+    """What to do with items that lack features: refuse, give them the mean row, or leave the items out. A row of zeros counts as lacking, but
+    is never refused: with `error` the mean row stands in."""
     cold_items: float = Field(ge=0, lt=1)
     """Share of the items that are held out of all splits and ranked at the end as new ones."""
     feature_noise: float | None = None

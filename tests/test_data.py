@@ -481,8 +481,11 @@ def test_filters_work_in_every_layout(rated, name, values, expected):
         assert [labels[p] for p in zip(*(n.tolist() for n in names), strict=True)] == split.tolist()
 
 
-def test_filters_that_could_have_no_effect_are_refused(rated):
+def test_filters_that_could_have_no_effect_are_refused(rated, caplog):
     folder, _ = rated
+    for name in ("three", "mm"):
+        load(folder, name, eval_args="{order: TO, mode: full}")
+        assert f"order without effect: the split of '{name}'" in caplog.text
     with pytest.raises(ConfigError, match="no column 'stars' among those loaded"):
         load(folder, "mm", val_interval={"stars": "[3,inf)"})
     with pytest.raises(ConfigError, match=r"no column 'rating'.*load_col, as in {inter: \[user_id, item_id, rating\]}"):

@@ -135,6 +135,7 @@ class MultimodalDataset(Dataset):
     def _remap_ID_all(self) -> None:
         """All filters are through, tokens are still text: the last place where interactions can be dropped."""
         if self.benchmark_filename_list is not None:
+            self._warn_of_idle_parameters()
             self._data_filtering()  # RecBole calls it where it splits itself
         else:
             self._check_order()
@@ -270,6 +271,16 @@ class MultimodalDataset(Dataset):
         self.notes["interactions_of_cold_items"] = len(all_users)
         logger.info("%d items held out entirely, with %d interactions", n, len(all_users))
 
+    def _warn_of_idle_parameters(self) -> None:
+        """Of those that say how to split, where the split is given. No error: a board has one value for all its data sets."""
+        given = getattr(self.config, "external_config_dict", {})
+        idle = [k for k in ("split", "order", "group_by") if k in (given.get("eval_args") or {})]
+        if idle:
+            whose = "that of x_label" if self._is_mmrec else "that of benchmark_filename"
+            logger.warning(
+                "eval_args: %s without effect: the split of '%s' is %s", ", ".join(idle), self.dataset_name, whose
+            )
+
     def _check_order(self) -> None:
         if self.config["eval_args"]["order"] != "TO":
             return
@@ -374,6 +385,8 @@ class MultimodalDataset(Dataset):
         values = {m: x.numpy() for m, x in self.features.items()}  # the same memory
         for m, kind in corrupt.controls_by_modality(settings.feature_control, list(values)).items():
             corrupt.control(values[m], kind, corrupt.generator(seed, "control", m))
+            if kind == "shuffle":  # the rows that only stand in go along
+                corrupt.control(self.missing[m].numpy(), kind, corrupt.generator(seed, "control", m))
             logger.info("modality %s: control '%s', its information is gone", m, kind)
         if settings.feature_noise is not None:
             for m, table in values.items():
