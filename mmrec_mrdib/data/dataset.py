@@ -176,7 +176,10 @@ class MultimodalDataset(Dataset):
     def _filter_inter_by_user_or_item(self) -> None:
         before = len(self.inter_feat)
         super()._filter_inter_by_user_or_item()
-        self._note("interactions_of_unlisted_users_or_items", before - len(self.inter_feat))
+        lost = before - len(self.inter_feat)
+        self._note("interactions_of_unlisted_users_or_items", lost)
+        if lost:
+            logger.info("%d interactions of users or items that the .user or .item file does not have: left out", lost)
 
     def _filter_by_inter_num(self) -> None:
         self._drop_repeated()
@@ -297,10 +300,9 @@ class MultimodalDataset(Dataset):
             )
 
     def _note(self, name: str, count: int) -> None:
-        """Of interactions that were left out."""
+        """Of interactions that a filter left out."""
         if count:
             self.notes[name] = self.notes.get(name, 0) + count
-            logger.info("%d %s: left out", count, name.replace("_", " "))
 
     def _drop_repeated(self) -> None:
         keep = ~self.inter_feat.duplicated([self.uid_field, self.iid_field], keep="first")
