@@ -39,6 +39,7 @@ from recbole.utils import InputType, ModelType
 
 logger = logging.getLogger(__name__)
 
+_INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")  # RecBole's form '[8,inf)' is no YAML
 # Keys that RecBole reads without giving them a default in its property files.
 _RECBOLE_EXTRA = (
     "model",
@@ -235,4 +236,6 @@ def parse_value(key: str, value: Any) -> Any:
     try:
         return yaml.load(value, Loader=Loader)
     except yaml.YAMLError as error:
+        if key in _INTERVALS:
+            return value
         raise ConfigError(f"--{key}={value}: not a valid YAML value ({getattr(error, 'problem', error)})") from error

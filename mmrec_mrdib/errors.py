@@ -37,6 +37,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(by_folded[n] for n in near)}?" if near else ""
 
 
+def without(path: object, error: MRdIBError) -> str:
+    """The message without the file's name at its start, for where that is told already."""
+    return str(error).removeprefix(str(path)).removeprefix(": ").removeprefix(", ")
+
+
 def listed(values: Iterable[object], limit: int = 5) -> str:
     """'a, b, c and 7 more': enough of a long list to find the culprit."""
     texts = [str(v) for v in values]

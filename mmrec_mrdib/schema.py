@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or holds something else than a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +132,8 @@ class DataSettings(Settings):
     features_on_disk: bool
     """Whether the scaled features are mapped from a scratch file in the cache folder instead of being held in memory."""
     missing: Literal["error", "mean", "drop"]
-    """What to do with items that lack features: refuse, give them the mean row, or leave the items out."""
+    """What to do with items that lack features: refuse, give them the mean row, or leave the items out. A row of zeros counts as lacking, but
+    is never refused: with `error` the mean row stands in."""
     cold_items: float = Field(ge=0, lt=1)
     """Share of the items that are held out of all splits and ranked at the end as new ones."""
     feature_noise: float | None = None

@@ -70,10 +70,10 @@ def test_everything_at_once(toy):
     repairs = [f.what for f in by_level(report, "repair")]
     assert any(f"{repeated + 2} repeated interactions" in r for r in repairs)
     assert any("1 users of valid have no training interaction" in r for r in repairs)
+    assert any("7 rows are all 0 and count as missing" in r for r in repairs)
     warnings = {(f.where, f.what.split(":")[0]): f for f in by_level(report, "warning")}
     assert warnings["a_feat.npy", "1 of 12 columns are constant"].examples == ("column 4",)
     assert warnings["a_feat.npy", "|mean| > 3 std in 1 of 12 columns"].examples == ("column 6",)
-    assert warnings["b_feat.npy", "7 rows are all 0"]
     assert [f.level for f in report.findings] == sorted(
         (f.level for f in report.findings), key="error repair warning".find
     )
@@ -83,7 +83,7 @@ def test_everything_at_once(toy):
     ("text", "message"),
     [
         (None, "no such file"),
-        ("", "not a tab-separated table"),
+        ("", "not a table"),
         ("user\titem\n1\t2\n", "lacks userID, itemID, x_label"),
         ("userID\titemID\tx_label\n0\t0\t0\n0\t1\t1\n", "the test split is empty"),
         ("userID\titemID\tx_label\n0\t0\t0\n0\t1\t1\n1\t1\t2\n", "no user of test has a training interaction"),
@@ -158,3 +158,90 @@ def test_command(toy, tmp_path, capsys):
     assert "1 errors: not usable" in capsys.readouterr().out
     assert cli.main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_given_split_is_checked_as_the_loader_reads_it(toy, tmp_path):
+    out = tmp_path / "out"
+    assert cli.main(["data", "prepare", "mmrec", str(toy / "toy"), "--output", str(out)]) == 0
+    report, original = check(out), check(toy / "toy")
+    assert report.usable and report.layout == "RecBole" and loads(out)
+    for key in ("users", "items", "interactions", "train_items_per_user", "cold_items"):
+        assert report.statistics[key] == original.statistics[key]
+    (out / "out.yaml").rename(out / "other.yaml")  # nothing says that there is a split
+    (error,) = by_level(check(out), "error")
+    assert "write 'benchmark_filename: [train, valid, test]' into out.yaml" in error.what and not loads(out)
+    (out / "other.yaml").rename(out / "out.yaml")
+    (out / "out.valid.inter").write_text("user_id:token\titem_id:token\n")
+    assert any("valid split is empty" in f.what for f in by_level(check(out), "error")) and not loads(out)
+    (out / "out.valid.inter").unlink()
+    assert any(f.where == "out.valid.inter" for f in by_level(check(out), "error")) and not loads(out)
+
+
+def test_filters_of_the_yaml_are_applied(toy):
+    folder = toy / "toy"
+    path = folder / "toy.inter"
+    path.write_text(path.read_text() + "".join(f"0\t{i}\t1\t0\n" for i in range(30)))  # user 0 has everything
+    assert any("have all training items" in f.what for f in by_level(check(folder), "error"))
+    (folder / "toy.yaml").write_text("user_inter_num_interval: '[0,29]'\n")
+    assert check(folder).usable and check(folder).statistics["users"] == 39 and loads(folder)
+    for broken in (
+        "user_inter_num_interval: '[0,'\n",
+        "val_interval: 3\n",
+        "val_interval: {rating: x}\n",
+        "encoding: klingon\n",
+    ):
+        (folder / "toy.yaml").write_text(broken)
+        assert not check(folder).usable and not loads(folder), broken
+
+
+HEAD = "user_id:token\titem_id:token\ttimestamp:float\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "yaml"),
+    [
+        (("\ufeff" + HEAD + "u\ti\t1\nu\tj\t2\nv\ti\t3\nv\tNA\t4\n").encode(), ""),
+        ((HEAD + "u\ti\t1\nu\t\t2\n").encode(), ""),
+        ((HEAD + "u\ti\t1\nu\tj\n").encode(), ""),
+        ((HEAD + "u\ti\t1\nu\tj\t2\tx\n").encode(), ""),
+        ((HEAD + "u\ti\tx\nu\tj\t2\nv\ti\t3\nv\tj\t4\n").encode(), ""),  # a column that is not loaded
+        ((HEAD + "u\ti\tx\nu\tj\t2\n").encode(), "load_col: {inter: [user_id, item_id, timestamp]}"),
+        (b"user_id:token\titem_id:token\nu\ti\xe9\n", ""),
+        (b"user_id:token\titem_id:token\nu\ti\xe9\nu\tj\nv\tj\nv\ti\xe9\n", "encoding: latin-1"),
+        (b"user_id:float\titem_id:token\n1\ti\n", ""),
+        (b"user_id:token\titem_id:text\n1\ti\n", ""),
+        (b"version https://git-lfs.github.com/spec/v1\n", ""),
+        ((HEAD + "u\ti\t1\nu\tj\t2\n").encode(), "eval_args: {split: {RS: [8,1,1]}, order: TO, group_by: user, mode: full}"),
+    ],
+)  # fmt: skip
+def test_check_and_loader_say_the_same_of_atomic_files(tmp_path, content, yaml):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "x.inter").write_bytes(content)
+    (folder / "x.yaml").write_text(yaml)
+
+    def read():
+        try:
+            MultimodalDataset(make_config("BPR", "x", values={"data_path": str(tmp_path)}))
+        except MRdIBError:
+            return False
+        return True
+
+    assert check(folder).usable == read()
+
+
+def test_features_of_other_forms_and_names(toy):
+    folder = toy / "toy"
+    (folder / "image_feat.pt").write_bytes(b"x")
+    report = check(folder)
+    assert report.usable and any(f.where == "image_feat.pt" and "torch.load" in f.what for f in report.findings)
+    (folder / "a_feat.npy").rename(folder / "items_feat.npy")
+    assert any("cannot be called 'items'" in f.what for f in by_level(check(folder), "error")) and not loads(folder)
+    (folder / "toy.yaml").write_text("modalities: b,c\n")
+    assert check(folder).usable and loads(folder)
+
+
+def test_zeros_only_are_an_error(toy):
+    np.save(toy / "toy" / "a_feat.npy", np.zeros((30, 4)))
+    assert any("none of the 30 items has a features" in f.what for f in by_level(check(toy / "toy"), "error"))
+    assert not loads(toy / "toy")

@@ -88,8 +88,10 @@ def new_items(folder, a, b, ids_b=None):
 
 @pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM"])
 def test_a_copy_of_a_known_item_gets_its_modality_score(toy, tmp_path, model):
-    result = fitted(toy, tmp_path, model)
     raw = {m: np.load(toy / "toy" / f"{m}_feat.npy") for m in "ab"}
+    raw["b"][1] = 0  # no picture: the mean row stands in, for the known item and for its copy
+    np.save(toy / "toy" / "b_feat.npy", raw["b"])
+    result = fitted(toy, tmp_path, model)
     folder = new_items(tmp_path / "new", raw["a"][[4, 9, 1]], raw["b"][[4, 9, 1]])
     out = tmp_path / "new.csv"
     assert (

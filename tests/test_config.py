@@ -154,3 +154,13 @@ def test_training_one_model_on_several_processes_is_refused(toy, key):
     with pytest.raises(ConfigError, match="leaderboard --jobs"):
         Config("VBPR", "toy", config_dict=values, overrides={key: "2"})
     Config("VBPR", "toy", config_dict=values, overrides={key: "1"})
+
+
+def test_a_yaml_file_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbftopk: [5]\r\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"topk": [5]}
+
+
+def test_intervals_are_text_where_they_are_no_yaml():
+    assert make(user_inter_num_interval="[8,inf)")["user_inter_num_interval"] == "[8,inf)"
+    assert make(item_inter_num_interval="[1,5];[7,9]")["item_inter_num_interval"] == "[1,5];[7,9]"

@@ -116,3 +116,13 @@ def test_a_corrupted_run_is_recorded_and_loads_again(toy, tmp_path):
     assert saved["config"]["feature_noise"] == 0.0 and saved["config"]["feature_control"] == {"a": "constant"}
     trained = load(result["folder"])  # compares the fingerprint of the data
     assert torch.isfinite(trained.model.evaluation_embeddings().items).all()
+
+
+def test_rows_that_stand_in_are_shuffled_with_their_mark(toy):
+    raw = np.load(toy / "toy" / "a_feat.npy") + 3
+    raw[[2, 5, 6]] = 0
+    np.save(toy / "toy" / "a_feat.npy", raw)
+    dataset, values = features(toy, feature_norm="none", feature_control="shuffle")
+    mean = raw[raw.any(1)].mean(0)
+    stands_in = np.isclose(values["a"], mean, atol=1e-5).all(1)
+    assert stands_in.sum() == 3 and np.array_equal(stands_in, dataset.missing["a"].numpy())

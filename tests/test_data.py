@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmrec_mrdib import registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data import modality
 from mmrec_mrdib.data.dataset import MultimodalDataset
@@ -323,3 +324,298 @@ def test_features_on_disk_are_the_same_features(toy, tmp_path, monkeypatch):
     if hasattr(os, "posix_fallocate"):  # more than any disk holds: told at once, not by a signal later
         with pytest.raises(DataError, match=r"cannot hold 4000000000\.0 GB"):
             modality.table(10**9, 10**9, tmp_path / "cache")
+
+
+# What silently went wrong once: ids that look like something else, times, filters, rows of zeros, names.
+
+ODD = [
+    '"x',
+    "x",
+    '"x"',
+    "NA",
+    "null",
+    "nan",
+    "None",
+    "1e5",
+    "100000",
+    "007",
+    "7",
+    "1.0",
+    "True",
+    " x ",
+    "\u00a0",
+    "é",
+    "[PAD]",
+]
+
+
+def atomic(folder, files, name="atom", ids=(), rng=None):
+    (folder / name).mkdir()
+    for suffix, rows in files.items():
+        (folder / name / f"{name}.{suffix}").write_text(
+            "".join("\t".join(map(str, r)) + "\n" for r in rows), encoding="utf-8"
+        )
+    if ids:
+        np.save(folder / name / "text_feat.npy", np.random.default_rng(0).normal(size=(len(ids), 3)))
+        (folder / name / "text_ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("given_split", [False, True])
+def test_ids_are_text_byte_for_byte(tmp_path, given_split):
+    head = ("user_id:token", "item_id:token")
+    rows = [(u, i) for u in ODD[::-1] for i in ODD if u != i]
+    files = {"inter": [head, *rows]}
+    if given_split:
+        files = {f"{s}.inter": [head, *rows[n::3]] for n, s in enumerate(("train", "valid", "test"))}
+    folder = atomic(tmp_path, files, ids=ODD)
+    for path in folder.glob("*.inter"):  # with a mark and foreign line ends
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    raw = np.load(folder / "text_feat.npy").astype(np.float32)
+    data = load(tmp_path, "atom", **({"benchmark_filename": ["train", "valid", "test"]} if given_split else {}))
+    assert sorted(data.field2id_token["item_id"][1:].tolist()) == sorted(ODD) and data.user_num == len(ODD) + 1
+    for row, token in enumerate(ODD):
+        np.testing.assert_array_equal(data.features["text"][data.token2id("item_id", token)], raw[row])
+    assert sorted(p for part in data.build() for p in pairs(data, part)) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("u", "i"), ("u", "")], r"atom\.inter: cells of item_id:token are empty \(line 3; 1 in all\)"),
+        ([("u", "i"), ("u",), ("u", "i", "x")], r"more or fewer cells than the 2 columns.*line 3: 1, line 4: 3"),
+    ],
+)
+def test_atomic_lines_that_cannot_be_read(tmp_path, rows, message):
+    atomic(tmp_path, {"inter": [("user_id:token", "item_id:token"), *rows]})
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "atom")
+
+
+@pytest.mark.parametrize("unit", [1, 1000, 10**9, 0.001], ids=["s", "ms", "ns", "fractions"])
+@pytest.mark.parametrize("split", ["{LS: valid_and_test}", "{RS: [8,1,1]}"])
+def test_the_latest_are_the_test_items(tmp_path, rng, unit, split):
+    rows, last = [], {}
+    for u in range(12):
+        items = rng.permutation(30)[:8]
+        start = 1_700_000_000 + int(rng.integers(100))
+        for n, i in enumerate(items):
+            time = (start + n) * unit if unit != 0.001 else f"{start}.{n:03d}"
+            rows.append((f"u{u}", f"i{i}", time))
+        last[f"u{u}"] = f"i{items[-1]}"
+    rng.shuffle(rows)
+    atomic(tmp_path, {"inter": [("user_id:token", "item_id:token", "timestamp:float"), *rows]})
+    values = {"eval_args": f"{{split: {split}, order: TO, group_by: user, mode: full}}"}
+    data = load(tmp_path, "atom", load_col="{inter: [user_id, item_id, timestamp]}", **values)
+    parts = data.build()
+    assert dict(pairs(data, parts[2])) == last
+    times = parts[0].inter_feat["timestamp"]
+    assert times.dtype in (torch.int64, torch.float64) and set(times.tolist()) <= {
+        float(r[2]) if unit == 0.001 else int(r[2]) for r in rows
+    }
+    with pytest.raises(ConfigError, match="order TO needs the column 'timestamp'"):
+        load(tmp_path, "atom", **values)
+    (tmp_path / "atom" / "atom.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ti\t\nu\tj\t1\n")
+    with pytest.raises(DataError, match="1 interactions have no timestamp"):
+        load(tmp_path, "atom", load_col="{inter: [user_id, item_id, timestamp]}", **values)
+
+
+def test_columns_of_every_type(tmp_path):
+    head = ("item_id:token", "price:float", "brand:token", "tags:token_seq", "place:float_seq")
+    items = [("a", "1.5", "NA", '"x y', "1 2"), ("b", "", "", "", ""), ("c", "2.5", "null", "y", "3")]
+    inter = [("user_id:token", "item_id:token"), *((u, i) for u in "uvw" for i in "abc")]
+    atomic(tmp_path, {"inter": inter, "item": [head, *items]})
+    columns = [c.split(":")[0] for c in head]
+    data = load(tmp_path, "atom", load_col={"inter": ["user_id", "item_id"], "item": columns})
+    data.build()
+    at = [int(data.token2id("item_id", i)) for i in "abc"]
+    assert data.item_feat["price"][at].tolist() == [1.5, 2.0, 2.5]  # the mean where there is none, as RecBole has it
+    assert data.id2token("brand", data.item_feat["brand"][at].numpy()).tolist() == ["NA", "[PAD]", "null"]
+    assert data.id2token("tags", data.item_feat["tags"][at].numpy()).tolist() == [
+        ['"x', "y"],
+        ["[PAD]"] * 2,
+        ["y", "[PAD]"],
+    ]
+    assert data.item_feat["place"][at].tolist() == [[1, 2], [0, 0], [3, 0]]
+    (tmp_path / "atom" / "atom.item").write_text("\ufeffitem_id:token\tprice:float\na\t1,5\n")
+    with pytest.raises(DataError, match=r"atom\.item: column price: expected a number \(line 2: '1,5'"):
+        load(tmp_path, "atom", load_col={"inter": ["user_id", "item_id"], "item": ["item_id", "price"]})
+    with pytest.raises(DataError, match="leaves out user_id"):
+        load(tmp_path, "atom", load_col={"inter": ["item_id"]})
+
+
+@pytest.fixture
+def rated(tmp_path):
+    """Three forms of one data set: one atomic file, three, and MMRec's. User 0 has all 12 items; every first pair stands there twice."""
+    rows = [(u, i, (u + i) % 5 + 1, (u + i) % 3) for u in range(10) for i in range(12) if u == 0 or (u * i) % 7 < 4]
+    rows += [row for row in rows if row[1] == 0]
+    head = ("user_id:token", "item_id:token", "rating:float")
+    atomic(tmp_path, {"inter": [head, *(r[:3] for r in rows)]}, "one")
+    parts = {
+        f"{s}.inter": [head, *(r[:3] for r in rows if r[3] == n)] for n, s in enumerate(("train", "valid", "test"))
+    }
+    (atomic(tmp_path, parts, "three") / "three.yaml").write_text("benchmark_filename: [train, valid, test]\n")
+    atomic(tmp_path, {"inter": [("userID", "itemID", "rating", "x_label"), *rows]}, "mm")
+    return tmp_path, rows
+
+
+@pytest.mark.parametrize("name", ["one", "three", "mm"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"user_inter_num_interval": "[0,11]"}, lambda f: f.groupby("u").filter(lambda g: len(g) <= 11)),
+        ({"item_inter_num_interval": "[8,inf)"}, lambda f: f.groupby("i").filter(lambda g: len(g) >= 8)),
+        ({"val_interval": {"rating": "[3,inf)"}}, lambda f: f[f.r >= 3]),
+        ({"val_interval": {"rating": [2, 4]}}, lambda f: f[f.r.between(2, 4)]),
+        ({"val_interval": {"item_id": [1, 2, 3]}}, lambda f: f[f.i.isin([1, 2, 3])]),
+    ],
+)
+def test_filters_work_in_every_layout(rated, name, values, expected):
+    import pandas as pd
+
+    folder, rows = rated
+    frame = pd.DataFrame(rows, columns=["u", "i", "r", "x"]).drop_duplicates(["u", "i"])
+    left = {(str(u), str(i)) for u, i in zip(*(expected(frame)[c] for c in "ui"), strict=True)}
+    assert 0 < len(left) < len(frame)
+    data = load(folder, name, load_col={"inter": ["user_id", "item_id", "rating"]}, **values)
+    names = [data.field2id_token[f][data.inter_feat[f].to_numpy()] for f in ("user_id", "item_id")]
+    assert sorted(zip(*(n.tolist() for n in names), strict=True)) == sorted(left)
+    if name != "one":
+        labels = dict(zip(zip(frame.u.astype(str), frame.i.astype(str), strict=True), frame.x, strict=True))
+        split = np.repeat([0, 1, 2], data.file_size_list)
+        assert [labels[p] for p in zip(*(n.tolist() for n in names), strict=True)] == split.tolist()
+
+
+def test_filters_that_could_have_no_effect_are_refused(rated, caplog):
+    folder, _ = rated
+    for name in ("three", "mm"):
+        load(folder, name, eval_args="{order: TO, mode: full}")
+        assert f"order without effect: the split of '{name}'" in caplog.text
+    with pytest.raises(ConfigError, match="no column 'stars' among those loaded"):
+        load(folder, "mm", val_interval={"stars": "[3,inf)"})
+    with pytest.raises(ConfigError, match=r"no column 'rating'.*load_col, as in {inter: \[user_id, item_id, rating\]}"):
+        load(folder, "one", val_interval={"rating": "[3,inf)"})
+    with pytest.raises(ConfigError, match="expected intervals such as"):
+        load(folder, "mm", user_inter_num_interval="[8")
+    with pytest.raises(DataError, match="no interactions are left"):
+        load(folder, "three", user_inter_num_interval="[99,inf)")
+
+
+def test_the_core_counts_each_pair_once(tmp_path):
+    rows = [("u", "i"), ("u", "i"), ("u", "j"), *((v, i) for v in "vwx" for i in "ijk")]
+    atomic(tmp_path, {"inter": [("user_id:token", "item_id:token"), *rows]})
+    data = load(tmp_path, "atom", user_inter_num_interval="[3,inf)")
+    assert "u" not in data.field2token_id["user_id"] and data.notes["repeated_interactions"] == 1
+
+
+@pytest.mark.parametrize("norm", ["none", "standard", "l2"])
+@pytest.mark.parametrize("policy", ["error", "mean", "drop"])
+def test_rows_of_zeros_are_missing(toy, norm, policy):
+    raw = np.load(toy / "toy" / "a_feat.npy") + 3
+    raw[[2, 5, 6]] = 0
+    np.save(toy / "toy" / "a_feat.npy", raw)
+    data = load(toy, feature_norm=norm, missing=policy)
+    assert data.notes["items_with_a_all_zero"] == 3
+    tokens = data.field2token_id["item_id"]
+    if policy == "drop":
+        assert not {"2", "5", "6"} & set(tokens) and data.notes["items_without_features"] == 3
+        return
+    at = [tokens[t] for t in "256"]
+    assert data.missing["a"].nonzero().flatten().tolist() == sorted(at)
+    known = ~data.missing["a"]
+    known[0] = False
+    x = data.features["a"]
+    torch.testing.assert_close(x[at], x[known].mean(0).expand(3, -1), atol=1e-5, rtol=0)
+    if norm == "standard":  # over the items that have features alone
+        torch.testing.assert_close(x[known].std(0, correction=0), torch.ones(12), atol=1e-4, rtol=0)
+        assert not x[at].any()
+
+
+@pytest.mark.parametrize("norm", ["none", "standard", "l2"])
+@pytest.mark.parametrize("model", ["FREEDOM", "MGCN", "SOIL"])
+def test_items_without_features_are_nobody_s_neighbours(toy, model, norm):
+    for m in "abc":
+        raw = np.load(toy / "toy" / f"{m}_feat.npy") + 1
+        raw[:4] = 0
+        np.save(toy / "toy" / f"{m}_feat.npy", raw)
+    config = Config(model, "toy", config_dict={"data_path": str(toy), "feature_norm": norm, "knn_k": 5})
+    splits = prepare(config)
+    built = registry.model_class(model)(config, splits.parts[0])
+    zero = {int(splits.dataset.token2id("item_id", str(n))) for n in range(4)}
+    graphs = built.item_graphs.values() if hasattr(built, "item_graphs") else [built.item_graph]
+    for graph in graphs:
+        for i in zero:
+            assert not {int(j) for j in graph.col[graph.crow[i] : graph.crow[i + 1]]} - {i}
+        others = [
+            j for i in range(1, 31) if i not in zero for j in graph.col[graph.crow[i] : graph.crow[i + 1]].tolist()
+        ]
+        assert others and not zero & set(others)
+
+
+def test_a_modality_that_says_nothing_is_refused(toy):
+    np.save(toy / "toy" / "a_feat.npy", np.zeros((30, 4)))
+    with pytest.raises(DataError, match=r"none of the 30 items has a features: 30 rows are all 0"):
+        load(toy, missing="mean")
+    np.save(toy / "toy" / "a_feat.npy", np.zeros((30, 1)))  # a column of one number, where 0 is a number
+    assert "items_with_a_all_zero" not in load(toy).notes
+
+
+@pytest.mark.parametrize(
+    "name", ["items", "type", "keys", "training", "forward", "_modules", "image.v2", "", "a b", "a,b"]
+)
+def test_names_that_a_model_could_not_have(toy, name):
+    (toy / "toy" / "a_feat.npy").rename(toy / "toy" / f"{name}_feat.npy")
+    with pytest.raises(DataError, match=r"a modality cannot be called.*--modality_files=") as error:
+        load(toy)
+    again = str(error.value).split("--modality_files='")[1].rstrip("'")
+    assert len(load(toy, modality_files=again).features) == 3  # the mend is true
+    assert list(load(toy, modalities="b,c").features) == ["b", "c"]
+
+
+def test_pairs_of_modalities_have_names_of_their_own(toy):
+    for old, new in (("a", "x-y"), ("b", "z"), ("c", "y-z")):
+        (toy / "toy" / f"{old}_feat.npy").rename(toy / "toy" / f"{new}_feat.npy")
+    np.save(toy / "toy" / "x_feat.npy", np.ones((30, 2)))
+    with pytest.raises(DataError, match="'x-y-z' could be two pairs"):
+        load(toy)
+
+
+def test_features_in_other_forms_are_named(toy, caplog):
+    folder = toy / "toy"
+    for name in (
+        "image_feat.pt",
+        "image_features.csv",
+        "audio_feat.npz",
+        "pictures.npy",
+        "a_feat.json",
+        "b_feat.pt",
+        "items.jsonl",
+    ):
+        (folder / name).write_bytes(b"x")
+    data = load(toy)
+    assert sorted(data.unread) == ["audio_feat.npz", "image_feat.pt", "image_features.csv", "pictures.npy"]
+    assert "np.save('image_feat.npy', torch.load('image_feat.pt', weights_only=True).numpy())" in caplog.text
+    assert "rename it to pictures_feat.npy" in data.unread["pictures.npy"]
+    with pytest.raises(ConfigError, match=r"no modality 'image'.*image_feat\.pt: not read"):
+        load(toy, modalities="image")
+    for path in folder.glob("?_feat.npy"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"needs item features.*image_feat\.pt: not read"):
+        registry.model_class("VBPR")(Config("VBPR", "toy", config_dict={"data_path": str(toy)}), load(toy).build()[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<!doctype html>", "a page of a web site"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"0.1,0.2\n", "no array of NumPy but text"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    ],
+)
+def test_files_that_only_have_the_name(toy, content, message):
+    (toy / "toy" / "a_feat.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        load(toy)
+    assert "pickle" not in str(error.value)

@@ -49,6 +49,10 @@ def test_tfidf_svd(shop, capsys):
     assert second.dtype == np.float16
     np.testing.assert_allclose(second, x, atol=1e-3)
     assert not list(again.glob(".*"))
+    for name in ("items.txt", "items.jsonl"):  # saved by an editor of another system
+        (again / name).write_bytes(b"\xef\xbb\xbf" + (again / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert run(again, "--text", "title", "--encoder", "tfidf-svd", "--dims", 3, "--name", "t3") == 0
+    np.testing.assert_array_equal(np.load(again / "t3_feat.npy"), x)
 
 
 @pytest.fixture(scope="session")
@@ -187,11 +191,12 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path):
     ("arguments", "message"),
     [
         (["--text", "tittle", "--encoder", "tfidf-svd"], "no item has 'tittle'; there are description, title"),
-        (["--text", "title", "--encoder", "tfidf-svd", "--name", "../x"], "expected letters"),
+        (["--text", "title", "--encoder", "tfidf-svd", "--name", "../x"], "of letters, digits, - and _"),
         (["--images", "nowhere", "--encoder", "timm:resnet18"], "no such folder"),
         (["--images", ".", "--encoder", "timm:resnet18"], "no file is named after an item, as in id0.jpg"),
         (["--images", ".", "--encoder", "tfidf-svd"], "is for texts"),
         (["--text", "title", "--encoder", "tfidf-svd", "--dims", "0"], "must be 1 or more"),
+        (["--text", "title", "--encoder", "tfidf-svd", "--name", "items"], "cannot be called 'items'"),
     ],
 )
 def test_mistakes(shop, monkeypatch, capsys, arguments, message):

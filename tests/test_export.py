@@ -168,7 +168,7 @@ def test_recommend_command(fitted, toy, tmp_path, capsys, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
     folder, out = fitted(), tmp_path / f"recs.{kind}"
-    (tmp_path / "users.txt").write_text("4\n\n12\nnobody\n")
+    (tmp_path / "users.txt").write_bytes("\ufeff4\r\n\r\n12\r\nnobody\r\n".encode())
     arguments = ["recommend", folder, "--users", str(tmp_path / "users.txt"), "--top", "3", "--output", str(out)]
     assert cli.main(arguments) == 1  # seen items are left out, as in Python
     error = capsys.readouterr().err

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrec_mrdib import cli, load
-from mmrec_mrdib.data import encode, modality
+from mmrec_mrdib.data import encode, modality, text
 from mmrec_mrdib.data.check import check
 from mmrec_mrdib.data.prepare import Collector
 from mmrec_mrdib.data.sources import amazon, atomic, mmrec
@@ -139,10 +139,14 @@ def test_json_lines(tmp_path, found):
     path.write_bytes(b"\n".join(found))
     collector = Collector()
     skipped = only_our_errors(amazon.read_reviews, path, collector, 100)
-    assert skipped is None or skipped + len(collector) <= sum(len(x.splitlines()) or 1 for x in found) + len(found)
+    assert skipped is None or skipped.count + len(collector) <= sum(len(x.splitlines()) or 1 for x in found) + len(
+        found
+    )
     if len(collector):
         table = collector.table()
-        assert all(t.strip() and t.isprintable() for t in (*table.user_tokens, *table.item_tokens))
+        tokens = [*table.user_tokens, *table.item_tokens]
+        (tmp_path / "users.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+        assert text.lines(tmp_path / "users.txt") == tokens and all(tokens)  # whatever an id is, it comes back
     only_our_errors(amazon.write_metadata, path, ["a", "b"], tmp_path / "items.jsonl", 100)
     (tmp_path / "items.txt").write_text("a\nb\n")
     (tmp_path / "items.jsonl").write_bytes(b"\n".join(found))

@@ -14,6 +14,7 @@ from mmrec_mrdib import cli
 from mmrec_mrdib.data.check import check
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.prepare import Collector, finish
+from mmrec_mrdib.data.sources import table as tables
 from mmrec_mrdib.errors import DataError
 from mmrec_mrdib.experiment.run import make_config
 
@@ -132,6 +133,7 @@ def test_amazon(tmp_path, capsys, year, packed):
     lines = [*reviews(year), "{broken", '{"asin": "B1"}', ""]
     text = "\n".join(lines).encode()
     path = tmp_path / "reviews.json"
+    text = b"\xef\xbb\xbf" + text
     path.write_bytes(gzip.compress(text) if packed else text)
     meta = [
         str(
@@ -146,6 +148,7 @@ def test_amazon(tmp_path, capsys, year, packed):
             {"parent_asin": "B000000004", "title": "New", "description": ["a", "b"], "store": "S", "features": []}
         ),
         json.dumps({"asin": "B999999999", "title": "not ours"}),
+        json.dumps({"asin": "B000000005", "feature": ["soft", "washable"], "title": "half a pair: \ud800"}),
     ]
     (tmp_path / "meta.json").write_text("\n".join(meta) + "\n")
     images = {f"B{n:09}": np.full(4096, n, dtype="<f4") for n in (2, 5, 77)}
@@ -167,6 +170,8 @@ def test_amazon(tmp_path, capsys, year, packed):
     assert [t["id"] for t in told] == items
     assert told[3]["title"] == "It's a \u00e9clair" and told[3]["description"] == "old kind"
     assert told[3]["categories"] == "Baby Care" and told[4]["description"] == "a b" and told[4]["brand"] == "S"
+    assert told[5]["features"] == "soft washable" and told[5]["title"] == "half a pair: ?"
+    assert "line 241: not JSON: '{broken'" in out and "line 242: no reviewerID or user_id" in out
     assert np.load(target / "image_feat.npy")[:, 0].tolist() == [2, 5]
     assert (target / "image_ids.txt").read_text().split() == ["2", "5"]
     frame = pd.read_csv(target / "baby.inter", sep="\t")
@@ -287,7 +292,7 @@ def test_ratings_below_a_limit_are_left_out(clinic):
         (["--time", "patient"], "--max-bad=10 allowed"),
         (["--interactions", "nowhere.csv"], "no such file"),
         (["--output", "chem.csv"], "exists already"),
-        (["--output", "no/where"], "does not exist"),
+        (["--output", "chem.csv/x"], "chem.csv is not a folder"),
     ],
 )
 def test_mistakes(clinic, monkeypatch, capsys, arguments, message):
@@ -297,6 +302,138 @@ def test_mistakes(clinic, monkeypatch, capsys, arguments, message):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
     assert sorted(p.name for p in clinic.iterdir()) == before
+
+
+ODD = ['"x', "x", "NA", "null", "nan", "1e5", "007", "7", "1.0", "True", " x ", "\u00a0", "a\u200db", "😀"]
+
+
+def shop(path, form):
+    """Six users with all odd ids, as a table of a form; returns the options that read it."""
+    rows = [(f"u{u}", token) for u in range(6) for token in ODD]
+    if form == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+        pd.DataFrame(rows, columns=["user", "item"]).to_parquet(path.with_suffix(".parquet"))
+        return ["--interactions", path.with_suffix(".parquet")]
+    separator = {"tab": "\t", "two": "::"}.get(form, ",")
+    content = "".join(f"{a}{separator}{b}\r\n" for a, b in [("user", "item"), *rows])
+    if form == "quoted":
+        content = "".join(f'{a},"{b.replace(chr(34), chr(34) * 2)}"\n' for a, b in [("user", "item"), *rows])
+    content = content.encode("utf-16" if form == "utf-16" else "utf-8-sig")
+    path.write_bytes(gzip.compress(content) if form == "gz" else content)
+    more = {
+        "tab": ["--separator", "\\t"],
+        "two": ["--separator", "::"],
+        "utf-16": ["--encoding", "utf-16"],
+        "quoted": [],
+    }
+    return ["--interactions", path, *([] if form == "quoted" else ["--quoting", "none"]), *more.get(form, [])]
+
+
+@pytest.mark.parametrize("form", ["comma", "tab", "two", "quoted", "utf-16", "gz", "parquet"])
+def test_ids_are_text_as_it_stands(tmp_path, capsys, form):
+    options = shop(tmp_path / "v.csv", form)
+    features = "\n".join(["a;item;b", *(f"1;{t};{n}" for n, t in enumerate(ODD))])
+    if form in ("quoted", "parquet"):
+        features = features.replace(';"x;', ';"""x";')
+    (tmp_path / "f.csv").write_bytes(features.encode("utf-16" if form == "utf-16" else "utf-8-sig"))
+    target = tmp_path / "new" / "deeper" / "out"
+    arguments = [*options, "--user", "user", "--item", "item", "--core", 1, "--features", f"text={tmp_path / 'f.csv'}"]
+    assert run("csv", *arguments, "--output", target) == 0
+    out = capsys.readouterr().out
+    assert f"6 users, {len(ODD)} items, {6 * len(ODD)} of {6 * len(ODD)}" in out and "; 0 lines skipped" in out
+    tokens = (target / "items.txt").read_bytes().decode().removesuffix("\n").split("\n")
+    assert tokens == sorted(ODD)
+    assert [int(x) for x in np.load(target / "text_feat.npy")[:, 1]] == [ODD.index(t) for t in tokens]
+
+
+def test_whole_numbers_of_a_parquet_file_are_exact(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    big = 2**60
+    frame = pd.DataFrame(
+        {"user": pd.array([big + 1, big + 2, None, big + 3], dtype="Int64"), "item": [1.0, 2.5, 2.5, 1.0]}
+    )
+    frame.to_parquet(tmp_path / "v.parquet")
+    collector = Collector()
+    bad = tables.read_interactions(tmp_path / "v.parquet", {"user": "user", "item": "item"}, collector, 1)
+    assert collector.table().user_tokens.tolist() == [str(big + n) for n in (1, 2, 3)] and bad.count == 1
+    assert collector.table().item_tokens.tolist() == ["1", "2.5"]  # whatever stands in other rows
+
+
+def test_a_quote_that_never_closes_swallows_nothing_in_silence(tmp_path, capsys):
+    rows = [f"u{n % 9},{chr(34) if n % 10 == 0 else ''}i{n % 7}" for n in range(200)]
+    (tmp_path / "v.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    arguments = [
+        "--interactions",
+        tmp_path / "v.csv",
+        "--user",
+        "user",
+        "--item",
+        "item",
+        "--core",
+        1,
+        "--output",
+        tmp_path / "out",
+    ]
+    assert run("csv", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "broken quotes" in error and "--quoting=none" in error and "--max-bad=10 allowed" in error
+    assert run("csv", *arguments, "--quoting", "none") == 0
+    assert f"{len(set(rows))} of 200 interactions" in capsys.readouterr().out
+    (tmp_path / "v.csv").write_text(
+        'user,item,what\nu,i,"a\nlong ""text"" of, \ntwo lines"\nu,j,b\n'
+    )  # as it should be
+    assert run("csv", *arguments[:-1], tmp_path / "fine") == 0
+    assert "2 of 2 interactions" in capsys.readouterr().out
+    (tmp_path / "v.csv").write_text('user,item,what\nu,"i\nj",b\nu,j,b\n')
+    assert run("csv", *arguments[:-1], tmp_path / "lines") == 0
+    assert "line 2 to 3: column item: a item of more than one line" in capsys.readouterr().out
+
+
+def test_every_skipped_line_is_shown(clinic, capsys):
+    with (clinic / "visits.csv").open("a") as file:
+        file.write(
+            ",100,3,2024-01-01\np1,,3,2024-01-01\np1,100,three,2024-01-01\np1,100,3,31.1.2024\np1,100\n\np2,100,3,2024-01-01,x\n"
+        )
+    assert run("csv", *columns(clinic), "--rating", "stars", "--output", clinic / "out") == 0
+    shown = capsys.readouterr().out
+    assert "80 interactions" in shown and "6 lines skipped" in shown
+    for line in (
+        "line 82: column patient: no user", "line 83: column drug: no item", "line 84: column stars: no number: 'three'",
+        "line 85: column day: neither a number nor a date such as 2024-01-31", ": '31.1.2024'",
+        "line 86: 2 cells, the header has 4: 'p1,100'", "line 88: 5 cells",
+    ):  # fmt: skip
+        assert line in shown
+    assert run("csv", *columns(clinic), "--rating", "stars", "--max-bad", 5, "--output", clinic / "more") == 2
+    assert "6 such lines, --max-bad=5 allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--core", "9"], "no interactions are left: the 9-core of the other 80 (10 users, 8 items) is empty"),
+        (["--rating", "stars", "--min-rating", "9"], "of 80 that were read; 80 are rated below --min-rating=9"),
+    ],
+)
+def test_nothing_left_says_where_it_went(clinic, capsys, more, message):
+    assert run("csv", *columns(clinic), *more, "--output", clinic / "a" / "b") == 2
+    assert message in capsys.readouterr().err and not (clinic / "a").exists()
+
+
+def test_the_table_is_not_what_it_seems(clinic, capsys):
+    (clinic / "visits.csv").write_bytes(b"patient,drug,day\nJos\xe9,1,2\n")
+    assert run("csv", *columns(clinic), "--core", 1, "--output", clinic / "out") == 2
+    assert "visits.csv, line 2: not text in UTF-8 (byte 0xe9" in capsys.readouterr().err
+    assert run("csv", *columns(clinic), "--core", 1, "--encoding", "latin-1", "--output", clinic / "out") == 0
+    assert (clinic / "out" / "users.txt").read_text() == "José\n"
+    (clinic / "visits.csv").write_text("patient,drug,day\np,1,20240131\np,2,2024-02-01\n")
+    assert run("csv", *columns(clinic), "--core", 1, "--output", clinic / "x") == 2
+    assert "some times are numbers, others dates" in capsys.readouterr().err
+    (clinic / "visits.csv").write_text("patient;drug;day\np;1;2\n")
+    assert run("csv", *columns(clinic), "--output", clinic / "x") == 2
+    assert "It has a single column: is --separator right?" in capsys.readouterr().err
+    (clinic / "visits.csv").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert run("csv", *columns(clinic), "--output", clinic / "x") == 2
+    assert "Git LFS pointer" in capsys.readouterr().err
 
 
 def test_features_that_repeat_an_item(clinic, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="example:\n  mmrec-mrdib data check datasets/baby\n\nexit codes: 0 usable; 1 there are errors; 2 no such folder",
         formatter_class=raw,
     )
-    check.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds <its name>.inter")
+    check.add_argument(
+        "folder", type=Path, metavar="DIR", help="the folder that holds <its name>.inter, or the files of a given split"
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object instead")
     check.set_defaults(run=_check)
     prepare = commands.add_parser("prepare", help="make a data set's folder from raw files")
@@ -54,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     recbole.add_argument("folder", type=Path, metavar="DIR")
     _common(recbole)
+    _encoding(recbole, "that of <name>.yaml, else utf-8")
     recbole.set_defaults(run=_recbole)
     _encode_parser(commands, raw)
     return out
@@ -73,9 +77,17 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test of each user (default 8:1:1)"
     )
     parser.add_argument("--seed", type=int, default=2020, help="of the random split (default 2020)")
+
+
+def _max_bad(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-bad", type=int, default=10, metavar="N", help="broken lines that may be skipped (default 10)"
-    )
+        "--max-bad", type=int, default=10, metavar="N",
+        help="lines that may be skipped because they cannot be read, a file (default 10); they are counted and shown",
+    )  # fmt: skip
+
+
+def _encoding(parser: argparse.ArgumentParser, default: str = "utf-8") -> None:
+    parser.add_argument("--encoding", help=f"of the text files: utf-8, latin-1, utf-16, ... (default: {default})")
 
 
 def _amazon_parser(sources: Any, raw: Any) -> None:
@@ -92,6 +104,7 @@ def _amazon_parser(sources: Any, raw: Any) -> None:
     amazon.add_argument("--meta", type=Path, metavar="FILE", help="metadata, for the items' texts")
     amazon.add_argument("--images", type=Path, metavar="FILE.b", help="2014's binary image features (4096 dimensions)")
     _common(amazon)
+    _max_bad(amazon)
     amazon.set_defaults(run=_amazon)
 
 
@@ -109,8 +122,20 @@ def _csv_parser(sources: Any, raw: Any) -> None:
     csv.add_argument("--item", required=True, metavar="COLUMN")
     csv.add_argument("--rating", metavar="COLUMN")
     csv.add_argument("--min-rating", type=float, metavar="X", help="leave out interactions rated below X")
-    csv.add_argument("--time", metavar="COLUMN", help="numbers or ISO dates")
-    csv.add_argument("--separator", default=",", help="of CSV files (default ','; write $'\\t' for tabs)")
+    csv.add_argument(
+        "--time", metavar="COLUMN", help="numbers, or dates such as 2024-01-31 or 2024-01-31T18:30:00+02:00"
+    )
+    csv.add_argument("--separator", default=",", help="between the cells of the interactions (default ','; '\\t': tab)")
+    csv.add_argument(
+        "--feature-separator",
+        metavar="SEPARATOR",
+        help="of the feature files (default: the one that shows the id's column in the header)",
+    )
+    csv.add_argument(
+        "--quoting", choices=("minimal", "none"), default="minimal",
+        help="minimal: cells may stand in double quotes (default); none: quotes are characters like others",
+    )  # fmt: skip
+    _encoding(csv)
     csv.add_argument(
         "--features",
         action="append",
@@ -120,6 +145,7 @@ def _csv_parser(sources: Any, raw: Any) -> None:
     )
     csv.add_argument("--feature-id", metavar="COLUMN", help="item ids in the feature files (default: as --item)")
     _common(csv)
+    _max_bad(csv)
     csv.set_defaults(run=_csv)
 
 
@@ -155,8 +181,7 @@ def _encode(options: argparse.Namespace) -> int:
     from mmrec_mrdib.data import encode
 
     name = options.name or ("text" if options.text else "image")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name={name}: expected letters, digits, - and _")
+    _check_modality("--name", name, name)
     if options.batch_size < 1 or options.dims < 1:
         raise ConfigError("--batch-size and --dims must be 1 or more")
     show, half = sys.stderr.isatty(), options.precision == "fp16" and options.device != "cpu"
@@ -193,6 +218,16 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
+
+
+def _check_modality(option: str, given: str, name: str) -> None:
+    from mmrec_mrdib.data.modality import bad_name
+
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{option}={given}: expected a modality's name of letters, digits, - and _")
+    why = bad_name(name)
+    if why is not None:
+        raise ConfigError(f"{option}={given}: a modality cannot be called '{name}': {why}")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -244,7 +279,7 @@ def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, 
         ratios = ()
     if len(ratios) != 3 or min(ratios) < 0 or not 0 < ratios[0] < float("inf") or sum(ratios) == float("inf"):
         raise ConfigError(f"--ratios={options.ratios}: expected three numbers such as 8:1:1, the first above 0")
-    if options.core < 1 or options.max_bad < 0 or options.seed < 0:
+    if options.core < 1 or getattr(options, "max_bad", 0) < 0 or options.seed < 0:
         raise ConfigError("--core must be 1 or more, --max-bad and --seed 0 or more")
     return options.core, options.order, (ratios[0], ratios[1], ratios[2]), options.seed
 
@@ -256,8 +291,8 @@ def _amazon(options: argparse.Namespace) -> int:
     how = _split_options(options)
     show = sys.stderr.isatty()
     collector = prepare.Collector()
-    skipped = sum(amazon.read_reviews(path, collector, options.max_bad, show) for path in options.reviews)
-    table, labels = prepare.finish(collector.table(), *how)
+    skipped = [amazon.read_reviews(path, collector, options.max_bad, show) for path in options.reviews]
+    table, labels = prepare.finish(collector.table(), *how, _lost(skipped))
     raw = len(collector)
     del collector
     items = table.item_tokens.tolist()
@@ -267,7 +302,8 @@ def _amazon(options: argparse.Namespace) -> int:
 
         def metadata(folder: Path) -> None:
             found, bad = amazon.write_metadata(options.meta, items, folder / "items.jsonl", options.max_bad, show)
-            notes.append(f"metadata of {found} of {len(items)} items in items.jsonl, {bad} lines skipped")
+            notes.append(f"metadata of {found} of {len(items)} items in items.jsonl, {bad.count} lines skipped")
+            notes.extend(bad.told())
 
         extra.append(metadata)
     if options.images is not None:
@@ -291,26 +327,38 @@ def _csv(options: argparse.Namespace) -> int:
     files: dict[str, Path] = {}
     for text in options.features:
         name, equals, file = text.partition("=")
-        if not equals or not _NAME.fullmatch(name) or name in files:
-            raise ConfigError(f"--features={text}: expected NAME=FILE, each NAME once, of letters, digits, - and _")
+        if not equals or name in files:
+            raise ConfigError(f"--features={text}: expected NAME=FILE, each NAME once")
+        _check_modality("--features", text, name)
         files[name] = Path(file)
     if options.min_rating is not None and options.rating is None:
         raise ConfigError("--min-rating needs --rating, the column it is held against")
     collector = prepare.Collector()
     columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
-    skipped = tables.read_interactions(options.interactions, columns, collector, options.max_bad, options.separator)
+    csv = tables.Csv(options.separator, options.quoting, options.encoding or "utf-8")
+    skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, csv)]
     whole = collector.table()
+    lost = _lost(skipped)
     if options.min_rating is not None:
         whole = whole.kept(whole.ratings >= options.min_rating)
-    table, labels = prepare.finish(whole, *how)
+        if len(whole) < len(collector):
+            lost.append(f"{len(collector) - len(whole)} are rated below --min-rating={options.min_rating:g}, or not")
+    table, labels = prepare.finish(whole, *how, [f"of {len(collector)} that were read", *lost] if lost else [])
     items = table.item_tokens.tolist()
     notes, extra = [], []
     for name, path in files.items():
-        features = tables.read_features(path, options.feature_id or options.item, options.separator)
+        features = tables.read_features(
+            path, options.feature_id or options.item, dataclasses.replace(csv, separator=options.feature_separator)
+        )
         extra.append(prepare.feature_writer(name, features, items))
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
     prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _lost(skipped: Sequence[Any]) -> list[str]:
+    count = sum(bad.count for bad in skipped)
+    return [f"{count} lines could not be read"] if count else []
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -346,9 +394,14 @@ def _recbole(options: argparse.Namespace) -> int:
 
     from mmrec_mrdib.data import prepare
     from mmrec_mrdib.data.sources import atomic
+    from mmrec_mrdib.schema import read_yaml
 
     how = _split_options(options)
-    whole, labels = atomic.read(options.folder)
+    beside = options.folder / f"{options.folder.resolve().name}.yaml"
+    values = read_yaml(beside) if beside.is_file() else {}
+    if options.encoding is not None:
+        values["encoding"] = options.encoding
+    whole, labels = atomic.read(options.folder, atomic.Format.of(values))
     if labels is None:
         table, labels = prepare.finish(whole, *how)
     else:  # the split is given: each pair counts where it first stands
@@ -365,17 +418,19 @@ def _recbole(options: argparse.Namespace) -> int:
         [prepare.feature_writer(n, f, items) for n, f in found.items()],
     )
     notes = [_lacking(n, sum(t in f.row_of for t in items), len(items)) for n, f in found.items()]
-    return _done(options.output, len(whole), 0, table, labels, notes)
+    return _done(options.output, len(whole), (), table, labels, notes)
 
 
-def _done(output: Path, raw: int, skipped: int, table: Any, labels: Any, notes: Sequence[str]) -> int:
+def _done(output: Path, raw: int, skipped: Sequence[Any], table: Any, labels: Any, notes: Sequence[str]) -> int:
     import numpy as np
 
     train, valid, test = np.bincount(labels, minlength=3)
     print(
         f"{output}: {len(table.user_tokens)} users, {len(table.item_tokens)} items, {len(table)} of {raw} interactions"
     )
-    print(f"train {train}, valid {valid}, test {test}; {skipped} lines skipped")
+    print(f"train {train}, valid {valid}, test {test}; {sum(bad.count for bad in skipped)} lines skipped")
+    for bad in skipped:
+        print(*bad.told(), sep="\n", end="\n" if bad.count else "")
     for note in notes:
         print(note)
     return 0

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.errors import ConfigError, DataError, without
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,13 +76,15 @@ def warnings_only() -> None:
 
 def read_users(path: Path) -> list[str]:
     """Ids, one a line; blank lines are skipped."""
+    from mmrec_mrdib.data import text
+
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        users = [line for line in text.lines(path) if line]
+    except DataError as error:
+        what = without(path, error)
         raise DataError(
-            f"--users={path}: cannot be read ({error}); expected a text file with one user id a line"
+            f"--users={path}: cannot be read ({what}); expected a text file with one user id a line"
         ) from error
-    users = [line.strip() for line in lines if line.strip()]
     if not users:
         raise DataError(f"--users={path}: no user ids in it; expected one a line")
     return users

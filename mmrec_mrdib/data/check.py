@@ -5,7 +5,8 @@ The loader (`data/dataset.py`) stops at the first thing it cannot use; this goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from mmrec_mrdib.data import modality
+from mmrec_mrdib import paths
+from mmrec_mrdib.data import filters, modality
 from mmrec_mrdib.data.sources import atomic, mmrec
-from mmrec_mrdib.errors import MRdIBError, listed
-from mmrec_mrdib.schema import ModalityFile, read_yaml
+from mmrec_mrdib.errors import MRdIBError, listed, without
+from mmrec_mrdib.schema import DataSettings, ModalityFile, read_yaml
 
 _BLOCK = 4096  # rows of features looked at at a time
 
@@ -70,51 +72,188 @@ class Report:
 
 
 def check(folder: str | Path) -> Report:
-    """Look at `<folder>/<folder's name>.inter` and at every `<modality>_feat.npy` beside it. Nothing is written or unpickled.
+    """Look at the interactions of the folder (`<folder's name>.inter`, or the files of a given split) and at every `<modality>_feat.npy`
+    beside them, as the loader would with the `<name>.yaml` that is there. Nothing is written or unpickled.
 
-    Of RecBole's atomic files only ids are looked at: their split is a matter of the configuration.
+    What depends on further parameters (the split of a single atomic file, filters on the command line) is not looked at.
     """
     folder = Path(folder)
-    path = folder / f"{folder.resolve().name}.inter"
     report = Report(str(folder), "none")
+    values = _settings(folder, report)
+    frame, unseen, n_ids = _read(folder, values, report)
     tokens: set[str] | None = None
-    n_ids: int | None = None
-    try:
-        layout = "MMRec" if mmrec.is_mmrec(path) else "RecBole"
-    except (MRdIBError, OSError) as error:
-        what = "no such file; the interactions are read from it" if not path.is_file() else str(error)
-        report.findings.append(Finding("error", path.name, what.removeprefix(f"{path}: ")))
-    else:
-        report.layout = layout
-        if layout == "MMRec":
-            frame, problems = mmrec.examine(path)
-            report.findings += [Finding("error", path.name, p.what, p.cells, p.examples) for p in problems]
-            if frame is not None:
-                report.findings += _interactions(frame, path.name)
-                report.statistics |= _counts(frame)
-                tokens = set(frame["itemID"].astype(str))
-                n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
-        else:
-            tokens = _atomic(path, report)
-    _features(folder, tokens, n_ids, report)
+    if frame is not None:
+        where = _where(folder, values)
+        frame = _filtered(frame, values, report, where)
+        report.findings += _interactions(frame, where, report.layout == "MMRec")
+        report.statistics |= _counts(frame)
+        tokens = set(frame["itemID"].astype(str)) | unseen
+    _features(folder, tokens, n_ids, values, report)
     order = ("error", "repair", "warning")
     report.findings.sort(key=lambda f: order.index(f.level))
     return report
 
 
-def _interactions(frame: pd.DataFrame, where: str) -> Iterator[Finding]:
+@functools.cache
+def _defaults(name: str) -> dict[str, Any]:
+    """What the loader's Config begins with, for a data set of this name."""
+    ours, recboles = paths.properties_dir(), paths.recbole_dir() / "properties"
+    files = [recboles / "overall.yaml", recboles / "dataset/sample.yaml", ours / "overall.yaml"]
+    files += [place / f"dataset/{name}.yaml" for place in (recboles, ours)]
+    return {k: v for file in files if file.is_file() for k, v in read_yaml(file).items()}
+
+
+def _settings(folder: Path, report: Report) -> dict[str, Any]:
+    """The parameters of a training that says nothing of its own, with those of the `<name>.yaml` beside the data."""
+    name = folder.resolve().name
+    values = dict(_defaults(name))
+    path = folder / f"{name}.yaml"
+    try:
+        own = read_yaml(path) if path.is_file() else {}
+        files = {k: ModalityFile.checked(v) for k, v in (own.get("modality_files") or {}).items()}
+        dict((own.get("val_interval") or {}).items())
+        own["modalities"] = DataSettings.checked({**_required(values), "modalities": own.get("modalities")}).modalities
+    except (MRdIBError, AttributeError) as error:
+        report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
+        return values
+    return values | own | {"modality_files": {k: (v.file, v.ids) for k, v in files.items()}}
+
+
+def _required(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k in DataSettings.model_fields and v is not None}
+
+
+def _where(folder: Path, values: Mapping[str, Any]) -> str:
+    name = folder.resolve().name
+    splits = values.get("benchmark_filename")
+    return f"{name}.{{{','.join(splits)}}}.inter" if splits else f"{name}.inter"
+
+
+def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.DataFrame | None, set[str], int | None]:
+    """Interactions in columns userID, itemID and, where the split is given, x_label; further items that the loader will know; and the number
+    of item ids in the MMRec layout."""
+    name = folder.resolve().name
+    path = folder / f"{name}.inter"
+    how = atomic.Format.of(values)
+    given = values.get("benchmark_filename")
+    parts = [folder / f"{name}.{split}.inter" for split in given] if given else [path]
+    try:
+        if given and len(given) != 3:
+            report.findings.append(Finding("error", _where(folder, values), "expected three: train, valid and test"))
+            return None, set(), None
+        if not given and not path.is_file():
+            what = "no such file; the interactions are read from it"
+            splits = atomic.split_files(folder)
+            if splits is not None:
+                what += f"; for {splits[0].name} and the others write 'benchmark_filename: [train, valid, test]' into {name}.yaml"
+            report.findings.append(Finding("error", path.name, what))
+            if splits is None:
+                return None, set(), None
+            given, parts = list(mmrec.SPLITS), splits
+        report.layout = "MMRec" if not given and mmrec.is_mmrec(path, how.encoding) else "RecBole"
+    except MRdIBError as error:
+        report.findings.append(Finding("error", path.name, without(path, error)))
+        return None, set(), None
+    if report.layout == "RecBole":
+        return *_atomic(folder, parts, how, values, report), None
+    frame, problems = mmrec.examine(path, values.get("val_interval") or {}, how.encoding)
+    report.findings += [Finding("error", path.name, p.what, p.cells, p.examples) for p in problems]
+    if frame is None:
+        return None, set(), None
+    n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
+    return (
+        frame.sort_values("x_label", kind="stable"),
+        set(),
+        n_ids,
+    )  # of a repeated pair the loader keeps the first split's
+
+
+def _atomic(
+    folder: Path, parts: list[Path], how: atomic.Format, values: Mapping[str, Any], report: Report
+) -> tuple[pd.DataFrame | None, set[str]]:
+    """The interactions of atomic files, with an x_label where there are several, and the items of the .item file, where that is loaded;
+    findings go into the report."""
+    wanted = values.get("load_col")
+    found: list[pd.DataFrame] = []
+    items: set[str] = set()
+    name = folder.resolve().name
+    files: list[tuple[Path, str, tuple[str, ...]]] = [(p, "inter", (how.user, how.item)) for p in parts]
+    files += [(folder / f"{name}.{kind}", kind, (key,)) for kind, key in (("user", how.user), ("item", how.item))]
+    for path, kind, ids in files:
+        fields = "*" if wanted is None else wanted.get(kind, ())
+        if not path.is_file():
+            if kind == "inter":
+                report.findings.append(Finding("error", path.name, "no such file"))
+            continue
+        table, problems = atomic.examine(path, how, ids)
+        for p in problems:
+            used = bool(fields) and (p.column is None or p.column in ids or fields == "*" or p.column in fields)
+            what = p.what if used else f"{p.what}; matters where load_col names it"
+            report.findings.append(Finding("error" if used else "warning", path.name, what, p.cells, p.examples))
+        if table is None:
+            continue
+        if kind == "inter":
+            found.append(table.frame.rename(columns={how.user: "userID", how.item: "itemID"}))
+            spaced = [t for i in ids for t in table.frame[i].unique() if t != t.strip()]
+            if spaced:
+                what = f"{len(spaced)} ids begin or end with a space: it is part of the id"
+                report.findings.append(Finding("warning", path.name, what, len(spaced), tuple(map(repr, spaced[:5]))))
+            late = (values.get("eval_args") or {}).get("order") == "TO" and len(parts) == 1
+            if late and not (how.time in table.kinds and (fields == "*" or how.time in fields)):
+                report.findings.append(
+                    Finding("error", path.name, f"order TO needs the column {how.time}, in the file and in load_col")
+                )
+        else:
+            items |= set(table.frame[how.item]) if kind == "item" and fields else set()
+            repeated = int(table.frame.duplicated(list(ids)).sum())
+            if repeated:
+                report.findings.append(
+                    Finding("repair", path.name, f"{repeated} ids stand there twice: the first counts", repeated)
+                )
+    if len(found) < len(parts):
+        return None, items
+    if len(parts) == 1:
+        return found[0], items
+    return pd.concat([f.assign(x_label=n) for n, f in enumerate(found)], ignore_index=True), items
+
+
+def _filtered(frame: pd.DataFrame, values: Mapping[str, Any], report: Report, where: str) -> pd.DataFrame:
+    """What the yaml's filters leave; repeated interactions are told, and are still there."""
     pairs = ["userID", "itemID"]
     repeated = frame.duplicated(pairs)
     if repeated.any():
         examples = tuple(f"user {u} item {i}" for u, i in frame.loc[repeated, pairs].head(5).itertuples(index=False))
-        yield Finding(
-            "repair", where, f"{repeated.sum()} repeated interactions: kept once", int(repeated.sum()), examples
-        )
-    frame = frame[~repeated]
+        what = f"{repeated.sum()} repeated interactions: kept once"
+        report.findings.append(Finding("repair", where, what, int(repeated.sum()), examples))
+    keys = ("user_inter_num_interval", "item_inter_num_interval")
+    try:
+        limits = [None if values.get(k) is None else filters.Intervals(k, values[k]) for k in keys]
+        for column, wanted in (values.get("val_interval") or {}).items():
+            if column in frame and frame[column].dtype.kind in "fi":
+                within = filters.Intervals(f"val_interval.{column}", wanted)
+                frame = frame[within(frame[column].to_numpy(dtype=np.float64))]
+    except MRdIBError as error:
+        report.findings.append(Finding("error", f"{Path(report.folder).resolve().name}.yaml", str(error)))
+        limits = [None, None]
+    frame = frame[~frame.duplicated(pairs)]
+    keep, _ = filters.by_number([pd.factorize(frame[c])[0] for c in pairs], limits)
+    return frame[keep]
+
+
+def _interactions(frame: pd.DataFrame, where: str, labelled: bool) -> Iterator[Finding]:
+    if "x_label" not in frame:
+        if frame.empty:
+            yield Finding("error", where, "no interactions", 0)
+        return
     splits = {name: frame[frame["x_label"] == n] for n, name in enumerate(mmrec.SPLITS)}
     for n, (name, part) in enumerate(splits.items()):
         if part.empty:
-            yield Finding("error", where, f"the {name} split is empty; give it interactions with x_label {n}", 0)
+            yield Finding(
+                "error",
+                where,
+                f"the {name} split is empty; give it interactions{f' with x_label {n}' if labelled else ''}",
+                0,
+            )
     train = splits["train"]
     if train.empty:
         return
@@ -138,15 +277,14 @@ def _interactions(frame: pd.DataFrame, where: str) -> Iterator[Finding]:
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, Any]:
-    frame = frame.drop_duplicates(["userID", "itemID"])
     users, items = frame["userID"].nunique(), frame["itemID"].nunique()
+    counts = {"users": users, "items": items, "density": len(frame) / (users * items) if len(frame) else 0.0}
+    if "x_label" not in frame:
+        return counts | {"interactions": {"all": len(frame)}}
     train = frame[frame["x_label"] == 0]
     per_user = train["userID"].value_counts()
-    return {
-        "users": users,
-        "items": items,
+    return counts | {
         "interactions": {name: int((frame["x_label"] == n).sum()) for n, name in enumerate(mmrec.SPLITS)},
-        "density": len(frame) / (users * items) if len(frame) else 0.0,
         "train_items_per_user": {
             "min": int(per_user.min()) if len(per_user) else 0,
             "median": float(per_user.median()) if len(per_user) else 0.0,
@@ -156,41 +294,23 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _atomic(path: Path, report: Report) -> set[str] | None:
-    """Item tokens of an atomic .inter file; findings and counts go into the report."""
+def _features(
+    folder: Path, tokens: set[str] | None, n_ids: int | None, values: Mapping[str, Any], report: Report
+) -> None:
+    missing = str(values.get("missing", "error"))
     try:
-        frame = atomic.read_frame(path)
-    except MRdIBError as error:
-        report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
-        return None
-    wanted = ("user_id:token", "item_id:token")
-    for column in wanted:
-        empty = np.flatnonzero(frame[column].str.strip() == "")
-        if len(empty):
-            lines = tuple(f"line {n + 2}" for n in empty[:5])
-            report.findings.append(
-                Finding("error", path.name, f"{len(empty)} cells of {column} are empty", len(empty), lines)
-            )
-    users, items = (frame[c].nunique() for c in wanted)
-    repeated = int(frame.duplicated(list(wanted)).sum())
-    if repeated:
-        report.findings.append(Finding("repair", path.name, f"{repeated} repeated interactions: kept once", repeated))
-    report.statistics |= {
-        "users": users,
-        "items": items,
-        "interactions": {"all": len(frame) - repeated},
-        "density": (len(frame) - repeated) / (users * items) if len(frame) else 0.0,
-    }
-    return set(frame["item_id:token"])
-
-
-def _features(folder: Path, tokens: set[str] | None, n_ids: int | None, report: Report) -> None:
-    overrides, missing = _own_settings(folder, report)
-    try:
-        found = modality.find(folder, overrides)
+        found = modality.find(folder, values.get("modality_files") or {})
     except MRdIBError as error:
         report.findings.append(Finding("error", folder.name, str(error)))
         found = modality.find(folder, {})
+    for name, why in modality.unread(folder, found).items():
+        report.findings.append(Finding("warning", name, why))
+    wanted = values.get("modalities")
+    try:
+        modality.select(found, wanted, folder)
+    except MRdIBError as error:
+        report.findings.append(Finding("error", folder.name, str(error)))
+    found = {k: v for k, v in found.items() if not wanted or k in wanted}
     if not found:
         what = f"no <modality>{modality.SUFFIX} here: multimodal models need one or more"
         report.findings.append(Finding("warning", folder.name, what))
@@ -201,7 +321,7 @@ def _features(folder: Path, tokens: set[str] | None, n_ids: int | None, report: 
             file = modality.open_file(name, path, ids, n_ids) if tokens is not None or ids else None
             rows = modality.open_rows(path) if file is None else file.rows
         except MRdIBError as error:
-            report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
+            report.findings.append(Finding("error", path.name, without(path, error)))
             try:
                 rows, file = modality.open_rows(path), None  # its values may still be looked at
             except MRdIBError:
@@ -209,7 +329,11 @@ def _features(folder: Path, tokens: set[str] | None, n_ids: int | None, report: 
         modalities[name] = _values(rows, path.name, report)
         if tokens is None or file is None:
             continue
-        lacking = sorted(tokens - file.row_of.keys())
+        try:
+            lacking, _ = file.without(tokens)
+        except MRdIBError as error:
+            report.findings.append(Finding("error", path.name, without(path, error)))
+            continue
         modalities[name]["items_without"] = len(lacking)
         if lacking:
             what = f"no features for {len(lacking)} of {len(tokens)} items; "
@@ -225,33 +349,18 @@ def _features(folder: Path, tokens: set[str] | None, n_ids: int | None, report: 
             report.findings.append(Finding("warning", path.name, what, spare))
 
 
-def _own_settings(folder: Path, report: Report) -> tuple[dict[str, tuple[str, str | None]], str]:
-    """modality_files and missing of the `<name>.yaml` beside the data, where there is one."""
-    path = folder / f"{folder.resolve().name}.yaml"
-    if not path.is_file():
-        return {}, "error"
-    try:
-        values = read_yaml(path)
-        files = {k: ModalityFile.checked(v) for k, v in (values.get("modality_files") or {}).items()}
-    except (MRdIBError, AttributeError) as error:
-        report.findings.append(Finding("error", path.name, str(error).removeprefix(f"{path}: ")))
-        return {}, "error"
-    return {k: (v.file, v.ids) for k, v in files.items()}, str(values.get("missing", "error"))
-
-
 def _values(rows: np.ndarray, where: str, report: Report) -> dict[str, Any]:
     """Statistics of a feature matrix, read in blocks; findings go into the report."""
     n, width = rows.shape
     total, squares = np.zeros(width), np.zeros(width)
     low, high = np.full(width, np.inf), np.full(width, -np.inf)
     broken: list[int] = []
-    zero: list[int] = []
+    zero = modality.blank_rows(rows)
     for start in range(0, n, _BLOCK):
         with np.errstate(over="ignore"):
             block = np.asarray(rows[start : start + _BLOCK], dtype=np.float32).astype(np.float64)
         finite = np.isfinite(block).all(axis=1)
         broken.extend((np.flatnonzero(~finite) + start).tolist())
-        zero.extend((np.flatnonzero(~block.any(axis=1)) + start).tolist())
         block = block[finite]
         if len(block):
             total += block.sum(axis=0)
@@ -262,8 +371,8 @@ def _values(rows: np.ndarray, where: str, report: Report) -> dict[str, Any]:
         what = f"NaN or infinite values (as float32) in {len(broken)} of {n} rows; replace them"
         report.findings.append(Finding("error", where, what, len(broken), tuple(f"row {r}" for r in broken[:5])))
     if zero:
-        what = f"{len(zero)} rows are all 0: such items have no neighbours in item graphs"
-        report.findings.append(Finding("warning", where, what, len(zero), tuple(f"row {r}" for r in zero[:5])))
+        what = f"{len(zero)} rows are all 0 and count as missing: the mean row stands in, without neighbours in item graphs (--missing=drop: without such items)"
+        report.findings.append(Finding("repair", where, what, len(zero), tuple(f"row {r}" for r in zero[:5])))
     out: dict[str, Any] = {"rows": n, "dims": width, "dtype": str(rows.dtype), "rows_not_finite": len(broken)}
     if not sound:
         return out

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmrec_mrdib import compat, paths
-from mmrec_mrdib.data import builtin, corrupt, modality
-from mmrec_mrdib.data.sources import mmrec
-from mmrec_mrdib.errors import DataError, listed
+from mmrec_mrdib.data import builtin, corrupt, filters, modality
+from mmrec_mrdib.data.sources import atomic, mmrec
+from mmrec_mrdib.errors import ConfigError, DataError, listed
 from mmrec_mrdib.schema import DataSettings
 
 compat.activate()
@@ -36,7 +36,10 @@ class MultimodalDataset(Dataset):
 
     - MMRec: `userID itemID x_label`; the split is x_label's; row r of `<modality>_feat.npy` belongs to item id r.
     - RecBole: `user_id:token item_id:token ...`; the split is that of `eval_args` or `benchmark_filename`; row r of
-      `<modality>_feat.npy` belongs to the id in line r of `<modality>_ids.txt`.
+      `<modality>_feat.npy` belongs to the id in line r of `<modality>_ids.txt`. Read by `data/sources/atomic.py`, not by RecBole.
+
+    RecBole's filters (`user_inter_num_interval`, `item_inter_num_interval`, `val_interval`, `filter_inter_by_user_or_item`, `rm_dup_inter`)
+    work in both, whether the split is given or made; interactions are counted over all splits, each pair once.
 
     `build()` gives train, valid and test as RecBole's does, without users who have no training item (in valid and test)
     and without repeated interactions; a random split draws from `split_seed` alone.
@@ -47,9 +50,10 @@ class MultimodalDataset(Dataset):
         scalings: modality -> what its raw features went through.
         cold: (users, items) of the items that `cold_items` holds out, after `build()`; None without them.
         notes: what was dropped or repaired, by name: counts for the result file.
+        unread: files that look like features and are not read -> why, and how to mend it.
 
     Raises:
-        DataError, ConfigError: see `data/modality.py` and `data/sources/mmrec.py`.
+        DataError, ConfigError: see `data/modality.py`, `data/filters.py` and the readers in `data/sources`.
     """
 
     benchmark_filename_list: list[str] | None
@@ -62,6 +66,8 @@ class MultimodalDataset(Dataset):
         self.scalings: dict[str, modality.Scaling] = {}
         self.cold: tuple[Tensor, Tensor] | None = None
         self.notes: dict[str, int] = {}
+        self.unread: dict[str, str] = {}
+        self._format = atomic.Format.of(config)
         self._files: list[modality.FeatureFile] = []
         super().__init__(config)
         self._align_features()
@@ -79,35 +85,149 @@ class MultimodalDataset(Dataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         path = Path(dataset_path) / f"{token}.inter"
-        self._is_mmrec = self.benchmark_filename_list is None and path.is_file() and mmrec.is_mmrec(path)
+        encoding = self._format.encoding
+        self._is_mmrec = self.benchmark_filename_list is None and path.is_file() and mmrec.is_mmrec(path, encoding)
         if self.benchmark_filename_list is None and not path.is_file():
             raise DataError(f"{path}: no such file; a data set named '{token}' needs it")
         if not self._is_mmrec:
             super()._load_inter_feat(token, dataset_path)
             return
-        frame = mmrec.read(path)
+        frame = mmrec.read(path, self._wanted_values(), encoding)
         self._n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
         # From here on it is a RecBole benchmark split: three parts, one after the other.
         self.benchmark_filename_list = list(SPLITS)
         self.file_size_list = np.bincount(frame["x_label"], minlength=3).tolist()
         columns = {self.uid_field: frame["userID"], self.iid_field: frame["itemID"]}
         self.inter_feat = pd.DataFrame({name: ids.astype(str).astype(object) for name, ids in columns.items()})
-        for name in columns:
-            self.field2source[name] = FeatureSource.INTERACTION
-            self.field2type[name] = FeatureType.TOKEN
-            self.field2seqlen[name] = 1
+        for name in frame.columns[3:]:
+            self.inter_feat[name] = frame[name]
+        for name in self.inter_feat:
+            kind = FeatureType.TOKEN if name in columns else FeatureType.FLOAT
+            self.set_field_property(name, kind, FeatureSource.INTERACTION, 1)
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        load, unload = self._get_load_and_unload_col(source)
+        if load == set():
+            return None
+        ids = {
+            FeatureSource.INTERACTION: (self.uid_field, self.iid_field),
+            FeatureSource.USER: (self.uid_field,),
+            FeatureSource.ITEM: (self.iid_field,),
+        }.get(source, ())  # type: ignore[call-overload]
+        found = atomic.read_frame(Path(filepath), self._format, ids, load, unload)
+        for field, kind in found.kinds.items():
+            longest = 1 if not kind.endswith("seq") else max(map(len, found.frame[field]), default=0)
+            if source == "link":  # RecBole's: its fields are those of other files
+                continue
+            self.set_field_property(field, FeatureType(kind), source, longest)
+            if kind.startswith("float"):
+                self.field2bucketnum[field] = 2
+        for field in sorted((load or set()) - found.kinds.keys()):
+            logger.warning("%s: no column '%s', which load_col names", filepath, field)
+        return found.frame.reset_index(drop=True)
+
+    def _data_processing(self) -> None:
+        try:
+            super()._data_processing()
+        except ValueError as error:  # RecBole's own complaints about its parameters
+            raise DataError(f"{self._folder}: {error}") from error
 
     def _remap_ID_all(self) -> None:
         """All filters are through, tokens are still text: the last place where interactions can be dropped."""
-        self._drop_repeated()
+        if self.benchmark_filename_list is not None:
+            self._warn_of_idle_parameters()
+            self._data_filtering()  # RecBole calls it where it splits itself
+        else:
+            self._check_order()
         self._open_features()
         self._check_features()
         super()._remap_ID_all()
 
+    def _wanted_values(self) -> dict[str, Any]:
+        wanted = self.config["val_interval"] or {}
+        if not isinstance(wanted, dict):
+            raise ConfigError(f"--val_interval={wanted}: expected a mapping such as {{rating: '[3,inf)'}}")
+        return wanted
+
+    def _filter_by_field_value(self) -> None:
+        for field, wanted in self._wanted_values().items():
+            if field not in self.field2type:
+                known = ", ".join(self.field2type)
+                mend = "" if self._is_mmrec else f"; name it in load_col, as in {{inter: [{known}, {field}]}}"
+                raise ConfigError(f"--val_interval: no column '{field}' among those loaded ({known}){mend}")
+            kind = self.field2type[field]
+            if kind not in (FeatureType.FLOAT, FeatureType.TOKEN):
+                raise ConfigError(
+                    f"--val_interval: column '{field}' holds sequences, which no interval can be held against"
+                )
+            for feat in self.field2feats(field):
+                if kind == FeatureType.FLOAT:
+                    keep = filters.Intervals(f"val_interval.{field}", wanted)(feat[field].to_numpy(dtype=np.float64))
+                else:
+                    keep = (
+                        feat[field]
+                        .isin([str(v) for v in (wanted if isinstance(wanted, list) else [wanted])])
+                        .to_numpy()
+                    )
+                if feat is self.inter_feat:
+                    self._note("interactions_outside_val_interval", int((~keep).sum()))
+                feat.drop(feat.index[~keep], inplace=True)
+
+    def _filter_inter_by_user_or_item(self) -> None:
+        before = len(self.inter_feat)
+        super()._filter_inter_by_user_or_item()
+        lost = before - len(self.inter_feat)
+        self._note("interactions_of_unlisted_users_or_items", lost)
+        if lost:
+            logger.info("%d interactions of users or items that the .user or .item file does not have: left out", lost)
+
+    def _filter_by_inter_num(self) -> None:
+        self._drop_repeated()
+        fields = (self.uid_field, self.iid_field)
+        keys = ("user_inter_num_interval", "item_inter_num_interval")
+        limits = [None if self.config[k] is None else filters.Intervals(k, self.config[k]) for k in keys]
+        numbered = [pd.factorize(self.inter_feat[f]) for f in fields]
+        keep, gone = filters.by_number([n for n, _ in numbered], limits)
+        self._note("interactions_outside_inter_num_interval", int((~keep).sum()))
+        self.inter_feat = self.inter_feat[keep]
+        for field, feat, (_, tokens), out, limit in zip(
+            fields, (self.user_feat, self.item_feat), numbered, gone, limits, strict=True
+        ):
+            if feat is not None and limit is not None:
+                drop = feat[field].isin(tokens[out])
+                if not limit(np.zeros(1))[0]:
+                    drop |= ~feat[field].isin(tokens)
+                feat.drop(feat.index[drop], inplace=True)
+
+    def _reset_index(self) -> None:
+        if self.benchmark_filename_list is not None:  # rows still have their first numbers, which tell the split
+            part = np.searchsorted(np.cumsum(self.file_size_list), self.inter_feat.index, side="right")
+            self.inter_feat = self.inter_feat.iloc[np.argsort(part, kind="stable")]
+            self.file_size_list = np.bincount(part, minlength=len(self.file_size_list)).tolist()
+        if self.inter_feat.empty:
+            what = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.notes.items())
+            raise DataError(f"{self._folder}: no interactions are left ({what or 'there were none'})")
+        self.inter_feat = self.inter_feat.reset_index(drop=True)
+        super()._reset_index()
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Any:
+        """Times keep their digits: RecBole's float32 has steps of 128 s today, so that their order would be lost."""
+        field = self.time_field
+        exact = field in data and self.field2type[field] == FeatureType.FLOAT
+        if not exact or field in self.config["numerical_features"]:
+            return super()._dataframe_to_interaction(data)
+        times = data[field].to_numpy()
+        interaction = super()._dataframe_to_interaction(data.assign(**{field: times.astype(np.float64)}))
+        interaction[field] = torch.from_numpy(times.copy())
+        return interaction
+
     def build(self) -> list[MultimodalDataset]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.split_seed)
-            parts = super().build()
+            try:
+                parts = super().build()
+            except (ValueError, NotImplementedError) as error:  # RecBole's own complaints about eval_args
+                raise ConfigError(f"--eval_args: {error}") from error
         if len(parts) != 3:
             raise DataError(f"{self.dataset_name}: {len(parts)} splits; expected train, valid and test")
         if self.settings.cold_items:
@@ -154,19 +274,42 @@ class MultimodalDataset(Dataset):
         self.notes["interactions_of_cold_items"] = len(all_users)
         logger.info("%d items held out entirely, with %d interactions", n, len(all_users))
 
-    def _drop_repeated(self) -> None:
-        pairs = self.inter_feat[[self.uid_field, self.iid_field]]
-        self._keep_interactions(~pairs.duplicated(keep="first").to_numpy(), "repeated_interactions", "kept once")
+    def _warn_of_idle_parameters(self) -> None:
+        """Of those that say how to split, where the split is given. No error: a board has one value for all its data sets."""
+        given = getattr(self.config, "external_config_dict", {})
+        idle = [k for k in ("split", "order", "group_by") if k in (given.get("eval_args") or {})]
+        if idle:
+            whose = "that of x_label" if self._is_mmrec else "that of benchmark_filename"
+            logger.warning(
+                "eval_args: %s without effect: the split of '%s' is %s", ", ".join(idle), self.dataset_name, whose
+            )
 
-    def _keep_interactions(self, keep: np.ndarray, note: str, what: str) -> None:
-        if keep.all():
+    def _check_order(self) -> None:
+        if self.config["eval_args"]["order"] != "TO":
             return
-        self.notes[note] = int((~keep).sum())
-        logger.info("%d %s: %s", self.notes[note], note.replace("_", " "), what)
-        if self.benchmark_filename_list is not None:
-            ends = np.cumsum([0, *self.file_size_list])
-            self.file_size_list = [int(keep[a:b].sum()) for a, b in itertools.pairwise(ends)]
-        self.inter_feat = self.inter_feat[keep].reset_index(drop=True)
+        field = self.time_field
+        if field not in self.inter_feat:
+            fields = f"[{self.uid_field}, {self.iid_field}, {field}]"
+            raise ConfigError(
+                f"--eval_args: order TO needs the column '{field}', which is not loaded: --load_col='{{inter: {fields}}}'"
+            )
+        without = int(self.inter_feat[field].isna().sum())
+        if without:
+            raise DataError(
+                f"{self._folder}: {without} interactions have no {field}, which order TO needs; use order RO"
+            )
+
+    def _note(self, name: str, count: int) -> None:
+        """Of interactions that a filter left out."""
+        if count:
+            self.notes[name] = self.notes.get(name, 0) + count
+
+    def _drop_repeated(self) -> None:
+        keep = ~self.inter_feat.duplicated([self.uid_field, self.iid_field], keep="first")
+        if not keep.all():
+            self.notes["repeated_interactions"] = int((~keep).sum())
+            logger.info("%d repeated interactions: kept once", self.notes["repeated_interactions"])
+            self.inter_feat = self.inter_feat[keep]
 
     def _open_features(self) -> None:
         folder = self._folder
@@ -174,6 +317,9 @@ class MultimodalDataset(Dataset):
             folder = builtin.modality_folder(folder, self.dataset_name)
         overrides = {name: (m.file, m.ids) for name, m in self.settings.modality_files.items()}
         found = modality.find(folder, overrides)
+        self.unread = modality.unread(folder, found)
+        for name, why in self.unread.items():
+            logger.warning("%s: %s", folder / name, why)
         names = modality.select(found, self.settings.modalities, folder)
         n_ids = self._n_ids if self._is_mmrec else None
         self._files = [modality.open_file(name, *found[name], n_ids) for name in names]
@@ -184,22 +330,38 @@ class MultimodalDataset(Dataset):
             tokens |= set(self.item_feat[self.iid_field].astype(str))
         lacking: set[str] = set()
         for file in self._files:
-            without = sorted(tokens - file.row_of.keys(), key=_natural)
+            without, blank = file.without(tokens)
             if without and self.settings.missing == "error":
                 raise DataError(
                     f"{file.path}: no {file.name} features for {len(without)} of {len(tokens)} items ({listed(without)}); "
                     "add their rows, or choose --missing=mean (the mean row stands in) or --missing=drop (without them)"
                 )
-            lacking.update(without)
+            lacking.update(without, blank)
+            if blank:
+                self.notes[f"items_with_{file.name}_all_zero"] = len(blank)
+                what = (
+                    "left out"
+                    if self.settings.missing == "drop"
+                    else "the mean row stands in (--missing=drop: without them)"
+                )
+                logger.warning(
+                    "modality %s: the rows of %d of %d items are all 0 and count as missing: %s", file.name, len(blank), len(tokens), what
+                )  # fmt: skip
         if lacking and self.settings.missing == "drop":
             keep = ~self.inter_feat[self.iid_field].astype(str).isin(lacking).to_numpy()
-            self._keep_interactions(
-                keep, "interactions_of_items_without_features", f"dropped with {len(lacking)} items"
-            )
-            self.notes["items_without_features"] = len(lacking)
+            self._drop_items(keep, len(lacking))
             if self.item_feat is not None:
                 known = ~self.item_feat[self.iid_field].astype(str).isin(lacking)
                 self.item_feat = self.item_feat[known].reset_index(drop=True)
+
+    def _drop_items(self, keep: np.ndarray, items: int) -> None:
+        name = "interactions_of_items_without_features"
+        self.notes |= {name: int((~keep).sum()), "items_without_features": items}
+        logger.info("%d interactions of %d items without features: dropped", self.notes[name], items)
+        if self.benchmark_filename_list is not None:
+            ends = np.cumsum([0, *self.file_size_list])
+            self.file_size_list = [int(keep[a:b].sum()) for a, b in itertools.pairwise(ends)]
+        self.inter_feat = self.inter_feat[keep].reset_index(drop=True)
 
     def _align_features(self) -> None:
         tokens = [str(t) for t in self.field2id_token[self.iid_field]]
@@ -225,6 +387,8 @@ class MultimodalDataset(Dataset):
         values = {m: x.numpy() for m, x in self.features.items()}  # the same memory
         for m, kind in corrupt.controls_by_modality(settings.feature_control, list(values)).items():
             corrupt.control(values[m], kind, corrupt.generator(seed, "control", m))
+            if kind == "shuffle":  # the rows that only stand in go along
+                corrupt.control(self.missing[m].numpy(), kind, corrupt.generator(seed, "control", m))
             logger.info("modality %s: control '%s', its information is gone", m, kind)
         if settings.feature_noise is not None:
             for m, table in values.items():
@@ -246,7 +410,3 @@ class MultimodalDataset(Dataset):
             digest.update(f"{name}{tuple(values.shape)}".encode())
             digest.update(values.numpy().data)
         return digest.hexdigest()
-
-
-def _natural(token: str) -> tuple[int, str]:
-    return (int(token) if token.isdigit() else -1, token)

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmrec_mrdib import paths
+from mmrec_mrdib.data import text
 from mmrec_mrdib.errors import ConfigError, DataError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -51,11 +52,9 @@ def item_tokens(folder: Path) -> list[str]:
         DataError: there is none.
     """
     try:
-        return (folder / "items.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{folder / 'items.txt'}: cannot be read ({error}); expected the item id of each row, one a line"
-        ) from error
+        return text.lines(folder / "items.txt")
+    except DataError as error:
+        raise DataError(f"{error}; expected the item id of each row, one a line") from error
 
 
 def item_texts(folder: Path, fields: Sequence[str]) -> list[str]:
@@ -67,14 +66,10 @@ def item_texts(folder: Path, fields: Sequence[str]) -> list[str]:
     """
     path, tokens = folder / "items.jsonl", item_tokens(folder)
     try:
-        # Not splitlines(): it would also split at U+2028 and the like, which may stand inside a text.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        records = [json.loads(line) for line in lines]
-    except FileNotFoundError as error:
-        raise DataError(
-            f'{path}: no such file; expected one object an item, as in {{"id": ..., "title": ...}}'
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+        records = [json.loads(line) for line in text.lines(path)]
+    except DataError as error:
+        raise DataError(f'{error}; expected one object an item, as in {{"id": ..., "title": ...}}') from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON lines ({error})") from error
     ids = [str(r.get("id")) if isinstance(r, dict) else None for r in records]
     if ids != tokens:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mmrec_mrdib.data import text
 from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, listed
 
 SUFFIX = "_feat.npy"
@@ -25,21 +28,46 @@ class FeatureFile:
         path: the .npy file.
         rows: (R, D) memory map, any real dtype.
         row_of: token -> row.
+        blank: tokens whose row is all 0, the field's mark of a picture or text that is missing: they have no features.
     """
 
     name: str
     path: Path
     rows: np.ndarray
     row_of: dict[str, int]
+    blank: frozenset[str]
+
+    def without(self, tokens: Collection[str]) -> tuple[list[str], list[str]]:
+        """(those without a row, those with a row of zeros), sorted.
+
+        Raises:
+            DataError: all of them lack features.
+        """
+        lacking = sorted((t for t in tokens if t not in self.row_of), key=natural)
+        blank = sorted(self.blank.intersection(tokens), key=natural)
+        if tokens and len(lacking) + len(blank) == len(tokens):
+            what = f"{len(blank)} rows are all 0, {len(lacking)} have no row (ids here: {listed(self.row_of, 3)})"
+            raise DataError(f"{self.path}: none of the {len(tokens)} items has {self.name} features: {what}")
+        return lacking, blank
+
+
+def natural(token: str) -> tuple[int, str]:
+    """Sorts whole numbers by value."""
+    return (int(token) if token.isdecimal() else -1, token)
 
 
 def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str, tuple[Path, Path | None]]:
-    """Feature file and ids file of every modality in the folder, in alphabetical order of the names."""
+    """Feature file and ids file of every modality in the folder, in alphabetical order of the names.
+
+    A file that `overrides` names is that modality's alone, not a second one by its own name.
+    """
     found: dict[str, tuple[Path, Path | None]] = {}
+    renamed = {folder / file for file, _ in overrides.values()}
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         name = path.name.removesuffix(SUFFIX)
         ids = folder / f"{name}_ids.txt"
-        found[name] = (path, ids if ids.is_file() else None)
+        if path not in renamed:
+            found[name] = (path, ids if ids.is_file() else None)
     for name, (file, ids_name) in overrides.items():
         for part in (file, ids_name):
             if part is not None and not (folder / part).is_file():
@@ -48,19 +76,105 @@ def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str
     return found
 
 
+_NAMED = re.compile(r"(?:(.+)[_.-])?(?:feats?|features?|embs?|embeddings?)", re.IGNORECASE)
+_ARRAYS = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".mat", ".safetensors")
+_MENDS = {
+    ".npz": "np.save('{new}', np.load('{old}')[KEY])",
+    ".pt": "np.save('{new}', torch.load('{old}', weights_only=True).numpy())",
+    ".pth": "np.save('{new}', torch.load('{old}', weights_only=True).numpy())",
+    ".csv": "np.save('{new}', np.loadtxt('{old}', delimiter=',')), or, with ids: mmrec-mrdib data prepare csv --features",
+    ".tsv": "np.save('{new}', np.loadtxt('{old}')), or, with ids: mmrec-mrdib data prepare csv --features",
+    ".txt": "np.save('{new}', np.loadtxt('{old}'))",
+    ".parquet": "mmrec-mrdib data prepare csv --features",
+    ".json": "np.save('{new}', np.array(json.load(open('{old}')), dtype='float32'))",
+    ".safetensors": "np.save('{new}', safetensors.numpy.load_file('{old}')[KEY])",
+}
+
+
+def unread(folder: Path, found: dict[str, tuple[Path, Path | None]]) -> dict[str, str]:
+    """Files of the folder that look like features but are none of `found`: name -> why, and how to mend it."""
+    used = {part.name for files in found.values() for part in files if part is not None}
+    out: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        bare, suffix = Path(path.name.removesuffix(".gz")), path.suffix.lower()
+        named = _NAMED.fullmatch(bare.stem)
+        known = named or bare.suffix.lower() in _ARRAYS
+        if path.name.startswith(".") or not path.is_file() or path.name in used or not known:
+            continue
+        new = f"{(named[1] if named else bare.stem) or '<modality>'}{SUFFIX}"
+        if new in used:  # the same features in another form, or what `data encode` says of them
+            continue
+        if suffix == ".npy":
+            mend = f"rename it to {new}, or name it in modality_files"
+        else:
+            mend = f"unpack it to {new}" if suffix == ".gz" else _MENDS.get(suffix, "np.save('{new}', ARRAY)")
+            mend = mend.format(new=new, old=path.name)
+        out[path.name] = f"not read: features are in <modality>{SUFFIX}; {mend}"
+    return out
+
+
+def bad_name(name: str) -> str | None:
+    """Why this cannot be a modality's name, or None where it can.
+
+    The name becomes that of a part of the model, beside everything that PyTorch's modules have by themselves.
+    """
+    from torch import nn
+
+    if not name:
+        return "a modality needs a name"
+    if not re.fullmatch(r"[\w-]+", name):
+        return "expected letters, digits, - and _ alone"
+    if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) or hasattr(nn.ModuleDict(), name):
+        return "PyTorch's modules use this name themselves"
+    return None
+
+
+def check_name(name: str, path: Path) -> None:
+    """
+    Raises:
+        DataError: a model could not have a part of this name.
+    """
+    why = bad_name(name)
+    if why is not None:
+        ids = f", ids: {json.dumps(f'{name}_ids.txt')}" if (path.parent / f"{name}_ids.txt").is_file() else ""
+        new = "my_" + (re.sub(r"[^A-Za-z0-9_]", "_", name) or "features")
+        raise DataError(
+            f"{path}: a modality cannot be called '{name}': {why}; rename the file, or give the modality another name: "
+            f"--modality_files='{{{new}: {{file: {json.dumps(path.name)}{ids}}}}}'"
+        )
+
+
 def select(found: dict[str, tuple[Path, Path | None]], wanted: Sequence[str] | None, folder: Path) -> list[str]:
-    """The names to use: those asked for, checked, or all that were found."""
+    """The names to use: those asked for, checked, or all that were found.
+
+    Raises:
+        ConfigError: one that is not there.
+        DataError: one that cannot be used.
+    """
     for name in wanted or ():
         if name not in found:
+            others = [f" {file}: {why}" for file, why in unread(folder, found).items() if file.startswith(name)]
             raise ConfigError(
                 f"--modalities: no modality '{name}' in {folder}.{did_you_mean(name, found)} "
                 f"Available: {', '.join(found) or 'none'}; '{name}' would be read from {name}{SUFFIX}"
+                + ";".join(others)
             )
-    return list(wanted or found)
+    names = list(wanted or found)
+    for name in names:
+        check_name(name, found[name][0])
+    pairs = [
+        f"{a}-{b}" for n, a in enumerate(names) for b in names[n + 1 :]
+    ]  # as models name what belongs to two of them
+    twice = {p for p in pairs if pairs.count(p) > 1}
+    if twice:
+        raise DataError(
+            f"{folder}: modalities {', '.join(names)}: '{min(twice)}' could be two pairs of them; rename one without '-'"
+        )
+    return names
 
 
 def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> FeatureFile:
-    """Open a feature file without reading its values.
+    """Open a feature file. Of its values no more is read than tells which rows are all 0.
 
     Args:
         ids: text file with the token of each row; None: the row number is the token.
@@ -72,7 +186,7 @@ def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> Fea
     """
     rows = open_rows(path)
     if ids is not None:
-        tokens = _read_ids(ids, len(rows), path)
+        tokens = _read_ids(ids, len(rows), path, n_ids is not None)
     elif n_ids is None:
         raise DataError(
             f"{path}: whose features are these? Expected {path.name.removesuffix(SUFFIX)}_ids.txt beside it, with the "
@@ -85,7 +199,20 @@ def open_file(name: str, path: Path, ids: Path | None, n_ids: int | None) -> Fea
         )
     else:
         tokens = [str(r) for r in range(n_ids)]
-    return FeatureFile(name, path, rows, {token: row for row, token in enumerate(tokens)})
+    row_of = {token: row for row, token in enumerate(tokens)}
+    return FeatureFile(name, path, rows, row_of, frozenset(tokens[r] for r in blank_rows(rows)))
+
+
+def blank_rows(rows: np.ndarray) -> list[int]:
+    """Numbers of the rows that are all 0. None of a single column: there 0 is a number like others."""
+    if rows.shape[1] == 1:
+        return []
+    out: list[int] = []
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        likely = np.flatnonzero(~block[:, :32].any(axis=1))  # few rows are read whole
+        out.extend((likely[~block[likely].any(axis=1)] + start).tolist())
+    return out
 
 
 def open_rows(path: Path) -> np.ndarray:
@@ -95,18 +222,22 @@ def open_rows(path: Path) -> np.ndarray:
         DataError: not a 2-d array of real numbers, or pickled objects inside.
     """
     try:
+        what = text.disguise(path)
+        if what is not None:
+            raise DataError(
+                f"{path}: no array of numbers but {what.replace('NAME', repr(path.name)).replace('FILE', repr(path.name))}"
+            )
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except ValueError as error:
         if "allow_pickle" in str(error) or "Python objects" in str(error) or "pickle" in str(error).lower():
-            raise DataError(
-                f"{path}: holds Python objects (a pickle), which are never loaded; save it as a plain array of "
-                "numbers: np.save(path, np.stack(rows).astype('float32'))"
-            ) from error
+            raise DataError(_no_array(path)) from error
         raise DataError(f"{path}: not a valid .npy file ({error})") from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+    except DataError:
+        raise
     except Exception as error:  # a broken header ends in anything: TokenError, OverflowError, RecursionError, ...
         raise DataError(f"{path}: not a valid .npy file ({type(error).__name__}: {error})") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "fiub" or 0 in rows.shape:
@@ -117,18 +248,27 @@ def open_rows(path: Path) -> np.ndarray:
     return rows
 
 
-def _read_ids(ids: Path, n_rows: int, path: Path) -> list[str]:
-    try:
-        tokens = ids.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{ids}: cannot be read as UTF-8 text ({error})") from error
-    if tokens and tokens[-1] == "":
-        tokens.pop()
-    tokens = [t.strip() for t in tokens]
+def _no_array(path: Path) -> str:
+    """NumPy takes whatever does not begin as its arrays do for a pickle; so only what does, or begins as one, is called so."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith((b"\x93NUMPY", b"\x80")):
+        return (
+            f"{path}: holds Python objects (a pickle), which are never loaded; save it as a plain array of "
+            "numbers: np.save(path, np.stack(rows).astype('float32'))"
+        )
+    looks = "text" if head.isascii() and b"\0" not in head else f"bytes that begin with {head[:8].hex(' ')}"
+    return f"{path}: no array of NumPy but {looks}; save it with np.save(path, array)"
+
+
+def _read_ids(ids: Path, n_rows: int, path: Path, numbers: bool) -> list[str]:
+    tokens = [line.strip() for line in text.lines(ids)] if numbers else text.lines(ids)
     if len(tokens) != n_rows:
         raise DataError(f"{ids}: {len(tokens)} lines for the {n_rows} rows of {path.name}; expected one id a row")
     seen: dict[str, int] = {}
     for line, token in enumerate(tokens, 1):
+        if not token:
+            raise DataError(f"{ids}, line {line}: no id")
         if token in seen:
             raise DataError(
                 f"{ids}, line {line}: id '{token}' stands in line {seen[token]} already; keep one row an item"
@@ -195,7 +335,7 @@ def align(
     Raises:
         DataError: NaN or infinite values; names rows and items.
     """
-    rows = np.array([file.row_of.get(t, -1) for t in tokens], dtype=np.int64)
+    rows = np.array([-1 if t in file.blank else file.row_of.get(t, -1) for t in tokens], dtype=np.int64)
     rows[0] = -1
     has = rows >= 0
     out = table(len(tokens), file.rows.shape[1], folder)
@@ -231,7 +371,9 @@ def align(
         scaling = Scaling(norm, mean, np.where(constant, 0.0, std))
     for part in blocks:
         out[part][has[part]] = scaling(out[part][has[part]])
-    if not has[1:].all():
-        out[~has] = mean_of(lambda x: x)
+    if not has[
+        1:
+    ].all():  # standardised, the mean is 0: exactly, or its rounding would have a direction, and neighbours in graphs
+        out[~has] = 0.0 if norm == "standard" else mean_of(lambda x: x)
     out[0] = 0.0
     return out, has, scaling

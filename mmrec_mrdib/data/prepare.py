@@ -6,6 +6,7 @@ data and on the seed, never on the order of the lines. Tokens are numbered in so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -171,15 +172,28 @@ def finish(
     order: Literal["random", "time"],
     ratios: tuple[float, float, float],
     seed: int,
+    lost: Sequence[str] = (),
 ) -> tuple[Table, np.ndarray]:
     """What every source goes through: one of each pair, the k-core, numbers, and the split.
 
+    Args:
+        lost: what became of lines before, for the error.
+
     Raises:
-        DataError: nothing is left.
+        DataError: nothing is left; says where it went.
     """
-    cored = table.deduplicated().core(core).renumbered()
+    pairs = table.deduplicated()
+    cored = pairs.core(core).renumbered()
     if not len(cored):
-        raise DataError(f"no interactions are left of {len(table)} in the {core}-core; choose a smaller --core")
+        why = [*lost]
+        if len(table) > len(pairs):
+            why.append(f"{len(table) - len(pairs)} repeat a pair of user and item")
+        if len(pairs):
+            users, items = len(np.unique(pairs.users)), len(np.unique(pairs.items))
+            why.append(
+                f"the {core}-core of the other {len(pairs)} ({users} users, {items} items) is empty; choose a smaller --core"
+            )
+        raise DataError(f"no interactions are left: {'; '.join(why) or 'there is no line but the header'}")
     return cored, cored.split(order, ratios, seed)
 
 
@@ -219,9 +233,11 @@ def write_folder(target: Path, writers: Iterable[Callable[[Path], None]]) -> Non
     """Fill a temporary folder beside the target and rename it: the target is there as a whole or not at all.
 
     Raises:
-        ConfigError: the target exists, or its parent does not.
+        ConfigError: the target exists, or cannot be made where it should be.
     """
     check_target(target)
+    parents = [p for p in target.absolute().parents if not p.exists()]
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}-"))
     try:
         for write in writers:
@@ -230,6 +246,9 @@ def write_folder(target: Path, writers: Iterable[Callable[[Path], None]]) -> Non
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in parents:
+                parent.rmdir()
         raise
 
 
@@ -237,8 +256,9 @@ def check_target(target: Path) -> None:
     """Before any long work: whether `target` can be made."""
     if target.exists():
         raise ConfigError(f"--output={target}: exists already; remove it, or choose another name")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"--output={target}: the folder {target.absolute().parent} does not exist")
+    there = next(p for p in target.absolute().parents if p.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--output={target}: {there} is not a folder")
 
 
 def feature_writer(name: str, features: Features, items: Sequence[str]) -> Callable[[Path], None]:

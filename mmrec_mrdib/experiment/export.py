@@ -17,7 +17,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from mmrec_mrdib import compat, paths, process
-from mmrec_mrdib.data import modality
+from mmrec_mrdib.data import modality, text
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
@@ -176,7 +176,13 @@ class Trained:
             raw = np.asarray(file.rows[[file.row_of[t] for t in tokens]], dtype=np.float32)
             if not np.isfinite(raw).all():
                 raise DataError(f"{file.path}: NaN or infinite values")
-            features[m] = torch.from_numpy(self.dataset.scalings[m](raw)).to(self.model.device)
+            scaled = torch.from_numpy(self.dataset.scalings[m](raw))
+            blank = [n for n, t in enumerate(tokens) if t in file.blank]
+            if blank:  # as in training: a row of zeros is no features, and the mean row stands in
+                known = ~self.dataset.missing[m]
+                known[0] = False
+                scaled[blank] = self.dataset.features[m][known].mean(dim=0)
+            features[m] = scaled.to(self.model.device)
         backbone = self.model_of_items
         return np.asarray(tokens), backbone.stage(backbone.encoders, features, None)
 
@@ -278,9 +284,9 @@ def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
     if not (folder / PREPARED).is_file():
         return own
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = text.lines(path)
         return np.asarray([own[0], *(lines[int(token)] for token in own[1:])])
-    except (OSError, ValueError, IndexError) as error:
+    except (DataError, ValueError, IndexError) as error:
         raise DataError(
             f"{path}: does not name the data's {kind} ({error}); line n must be the id of number n"
         ) from error

@@ -205,7 +205,9 @@ class MultimodalRecommender(GeneralRecommender, ABC):
             raise DataError(
                 f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "
                 "expected <modality>_feat.npy in its folder"
+                + "".join(f"; {name}: {why}" for name, why in getattr(dataset, "unread", {}).items())
             )
+        self._imputed: dict[str, Tensor] = getattr(dataset, "missing", {})
         self.modalities: tuple[str, ...] = tuple(features)
         self.feature_dims = {m: x.shape[1] for m, x in features.items()}
         for m, x in features.items():
@@ -262,6 +264,12 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     def features(self, modality: str) -> Tensor:
         """(I, D_m) raw features, row 0 zero."""
         return getattr(self, f"features_{modality}")
+
+    def known_features(self, modality: str) -> Tensor:
+        """(I, D_m) features for graphs of items: zero for items without features, so that they get no neighbours: the row that stands in
+        for them is the same for all, and would join them to each other."""
+        x, imputed = self.features(modality), self._imputed.get(modality)
+        return x if imputed is None or not imputed.any() else x.masked_fill(imputed[:, None].to(x.device), 0.0)
 
     def train_features(self) -> None:
         """Make the raw features parameters, as the public code of some models does: an option, never the default."""

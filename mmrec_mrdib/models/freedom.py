@@ -79,7 +79,9 @@ class FREEDOM(MultimodalRecommender):
         self.pruned: SparseMatrix | None = None
         weights = modality_weights(settings.modality_weights, self.modalities)
         shares = [
-            nearest(self.features(m), settings.knn_k, False, settings.knn_method).normalised("rows").scaled(weight)
+            nearest(self.known_features(m), settings.knn_k, False, settings.knn_method)
+            .normalised("rows")
+            .scaled(weight)
             for m, weight in weights.items()
             if weight
         ]

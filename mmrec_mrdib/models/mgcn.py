@@ -106,7 +106,7 @@ class MGCN(MultimodalRecommender):
 
     def knn_graph(self, modality: str) -> Edges:
         settings = self.settings
-        return nearest(self.features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
+        return nearest(self.known_features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
 
     def build_fusion(self, d: int) -> None:
         several = len(self.modalities) > 1

@@ -53,7 +53,7 @@ class SOIL(MGCN):
                 "modalities hold beside their common part; add one, or choose MGCN"
             )
         settings, taken = self.settings, self.interactions(dataset)
-        features = [self.features(m) for m in self.modalities]
+        features = [self.known_features(m) for m in self.modalities]
         wanted = cached(interests, taken, features, settings.n_interest_items)
         item_graphs = {
             m: (cached(interest_graph, taken, wanted, x).normalised("rows") + self.knn_graph(m)).matrix()

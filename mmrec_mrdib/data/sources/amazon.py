@@ -24,44 +24,30 @@ import numpy as np
 from tqdm import tqdm
 
 from mmrec_mrdib.data.prepare import Collector, Features
-from mmrec_mrdib.errors import DataError, listed
+from mmrec_mrdib.data.text import BadLines, disguise, is_id
+from mmrec_mrdib.errors import DataError
 
-FIELDS = ("title", "description", "features", "categories", "brand")
+FIELDS = {  # ours -> theirs, of one year or another
+    "title": ("title",),
+    "description": ("description",),
+    "features": ("features", "feature"),
+    "categories": ("categories", "category"),
+    "brand": ("brand", "store"),
+}
 _IMAGE_DIMS = 4096
 _ID_BYTES = 10
 
 
-class BadLines:
-    """Counts lines that cannot be used, up to a limit.
-
-    Args:
-        limit: more of them are an error.
-    """
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self.path, self.limit = path, limit
-        self.lines: list[int] = []
-
-    def add(self, line: int, why: str) -> None:
-        """Note a line.
-
-        Raises:
-            DataError: one too many; names the lines.
-        """
-        self.lines.append(line)
-        if len(self.lines) > self.limit:
-            raise DataError(
-                f"{self.path}, line {listed(self.lines, 5)}: {why}; {len(self.lines)} such lines, --max-bad={self.limit} allowed"
-            )
-
-
 def open_lines(path: Path, show: bool) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of a plain or gzip file, with a progress bar over its bytes on disk.
+    """(number from 1, line) of a plain or gzip file, without a byte-order mark; with a progress bar over its bytes on disk.
 
     Raises:
         DataError: it cannot be read, or the gzip stream is damaged.
     """
     try:
+        what = disguise(path)
+        if what is not None and not what.startswith("a gzip"):
+            raise DataError(f"{path}: no JSON lines but {what}")
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
@@ -70,7 +56,7 @@ def open_lines(path: Path, show: bool) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(stream, 1):
                 if not number % 10_000:
                     bar.update(raw.tell() - bar.n)
-                yield number, line
+                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             bar.update(path.stat().st_size - bar.n)
             bar.close()
     except (OSError, EOFError, zlib.error) as error:
@@ -80,10 +66,14 @@ def open_lines(path: Path, show: bool) -> Iterator[tuple[int, bytes]]:
 def _record(line: bytes) -> dict[str, Any]:
     """The object in a line. Raises ValueError otherwise."""
     try:
-        value = json.loads(line)
+        content = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("not in UTF-8; convert the file (iconv)") from error
+    try:
+        value = json.loads(content)
     except ValueError:
         try:
-            value = ast.literal_eval(line.decode("utf-8").strip())
+            value = ast.literal_eval(content.strip())
         except (SyntaxError, ValueError, MemoryError, RecursionError, TypeError) as error:
             raise ValueError("not JSON") from error
     except RecursionError as error:
@@ -96,10 +86,8 @@ def _record(line: bytes) -> dict[str, Any]:
 def _token(record: dict[str, Any], *names: str) -> str:
     for name in names:
         value = record.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            text = str(value).strip()
-            if text and text.isprintable():
-                return text
+        if isinstance(value, str | int) and not isinstance(value, bool) and is_id(str(value)):
+            return str(value)
     raise ValueError(f"no {' or '.join(names)}")
 
 
@@ -114,8 +102,8 @@ def _number(record: dict[str, Any], *names: str) -> float:
     return float("nan")
 
 
-def read_reviews(path: Path, collector: Collector, max_bad: int, show: bool = False) -> int:
-    """Feed the reviews of a file to the collector; returns how many lines were skipped.
+def read_reviews(path: Path, collector: Collector, max_bad: int, show: bool = False) -> BadLines:
+    """Feed the reviews of a file to the collector; returns the lines that were skipped.
 
     Raises:
         DataError: more than `max_bad` lines cannot be used, or the file cannot be read.
@@ -130,13 +118,13 @@ def read_reviews(path: Path, collector: Collector, max_bad: int, show: bool = Fa
             rating = _number(review, "overall", "rating")
             time = _number(review, "unixReviewTime", "timestamp")
         except ValueError as error:
-            bad.add(number, str(error))
+            bad.add(number, str(error), line.decode("utf-8", "replace").strip())
             continue
         collector.add(user, item, rating, time)
-    return len(bad.lines)
+    return bad
 
 
-def write_metadata(path: Path, items: list[str], out: Path, max_bad: int, show: bool = False) -> tuple[int, int]:
+def write_metadata(path: Path, items: list[str], out: Path, max_bad: int, show: bool = False) -> tuple[int, BadLines]:
     """Write `out`, one JSON object an item in the order of `items`: id, and of FIELDS what the metadata have, as text.
 
     What arrives is parked in a file beside `out`, so that memory holds no more than a place an item.
@@ -156,13 +144,12 @@ def write_metadata(path: Path, items: list[str], out: Path, max_bad: int, show: 
                 record = _record(line)
                 n = wanted.get(_token(record, "parent_asin", "asin"))
             except ValueError as error:
-                bad.add(number, str(error))
+                bad.add(number, str(error), line.decode("utf-8", "replace").strip())
                 continue
             if n is None or n in places:
                 continue
-            names = {"categories": ("categories", "category"), "brand": ("brand", "store")}
-            fields = {f: next((_text(record[k]) for k in names.get(f, (f,)) if record.get(k)), "") for f in FIELDS}
-            content = json.dumps({"id": items[n], **fields}, ensure_ascii=False).encode() + b"\n"
+            fields = {f: next((_text(record[k]) for k in keys if record.get(k)), "") for f, keys in FIELDS.items()}
+            content = json.dumps({"id": items[n], **fields}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
             places[n] = (file.tell(), len(content))
             file.write(content)
         with out.open("wb") as final:
@@ -174,7 +161,7 @@ def write_metadata(path: Path, items: list[str], out: Path, max_bad: int, show: 
                 else:
                     final.write(json.dumps({"id": token}, ensure_ascii=False).encode() + b"\n")
     parked.unlink()
-    return len(places), len(bad.lines)
+    return len(places), bad
 
 
 def _text(value: Any) -> str:

@@ -5,56 +5,79 @@ Ids are whole numbers from 0; the item id is also the row of `<modality>_feat.np
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mmrec_mrdib.errors import DataError, listed
+from mmrec_mrdib.data import text
+from mmrec_mrdib.errors import DataError, MRdIBError, listed, without
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")
 
 
-def is_mmrec(path: Path) -> bool:
+def is_mmrec(path: Path, encoding: str = "utf-8") -> bool:
     """Whether the .inter file has the untyped header; RecBole's names a type behind each column (`user_id:token`)."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=encoding) as file:
             return ":" not in file.readline()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error.reason})") from error
+    except (UnicodeError, LookupError):
+        return ":" not in text.read(path, encoding).partition(b"\n")[0].decode()  # which says what is wrong
 
 
 class Problem(NamedTuple):
-    """Something that makes the file unusable: what it is (with its place), how many cells it concerns, and examples."""
+    """Something that makes the file unusable: what it is (with its place), how many cells it concerns, examples, and the column where it
+    is that of one alone."""
 
     what: str
     cells: int = 1
     examples: tuple[str, ...] = ()
+    column: str | None = None
 
 
-def read(path: Path) -> pd.DataFrame:
+def told(problem: Problem) -> str:
+    """A problem in one line."""
+    what, cells, examples, _ = problem
+    return f"{what} ({listed(examples, 3)}; {cells} in all)" if examples else what
+
+
+def ragged(cells: text.Cells) -> list[Problem]:
+    """The lines that have too few or too many cells, as a problem."""
+    if not cells.ragged:
+        return []
+    shown = tuple(f"line {line}: {n}" for line, n in cells.ragged[:5])
+    what = f"lines with more or fewer cells than the {cells.frame.shape[1]} columns of the header"
+    return [Problem(what, len(cells.ragged), shown)]
+
+
+def read(path: Path, extra: Collection[str] = (), encoding: str = "utf-8") -> pd.DataFrame:
     """The interactions, in int64 columns userID, itemID, x_label, sorted by x_label (order within a split is kept).
+
+    Args:
+        extra: further columns, as float64 (NaN where empty), of those that the header has.
 
     Raises:
         DataError: a column is missing, or a cell is not a whole number in range; names the line and the mend.
     """
-    frame, problems = examine(path)
+    frame, problems = examine(path, extra, encoding)
     if problems or frame is None:
-        what, cells, examples = problems[0]
-        more = f" ({listed(examples, 3)}; {cells} in all)" if examples else ""
-        raise DataError(f"{path}: {what}{more}")
+        raise DataError(f"{path}: {told(problems[0])}")
     return frame.sort_values("x_label", kind="stable", ignore_index=True)
 
 
-def examine(path: Path) -> tuple[pd.DataFrame | None, list[Problem]]:
+def examine(
+    path: Path, extra: Collection[str] = (), encoding: str = "utf-8"
+) -> tuple[pd.DataFrame | None, list[Problem]]:
     """The interactions in the order of the file, without the lines that have a problem, and all problems; None where the file
     cannot be read as a table at all."""
     try:
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_filter=False, engine="c")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        return None, [Problem(f"not a tab-separated table ({str(error).strip()})")]
+        cells = text.table(path, encoding=encoding)
+    except MRdIBError as error:
+        return None, [Problem(without(path, error))]
+    frame = cells.frame
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
         what = (
@@ -62,18 +85,25 @@ def examine(path: Path) -> tuple[pd.DataFrame | None, list[Problem]]:
             "'userID itemID x_label' for the MMRec layout, or typed names such as 'user_id:token' for RecBole's"
         )
         return None, [Problem(what)]
-    problems: list[Problem] = []
+    problems = ragged(cells)
     sound = np.ones(len(frame), dtype=bool)
     numbers: dict[str, np.ndarray] = {}
-    for name in COLUMNS:
+    for name in (*COLUMNS, *(e for e in extra if e in frame.columns and e not in COLUMNS)):
         values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-        whole = np.isfinite(values) & (values >= 0) & (values == np.floor(values)) & (values < 2**53)
-        wanted = {"x_label": "0 (train), 1 (valid) or 2 (test)"}.get(name, "whole numbers from 0")
-        bad = ~(whole & (values <= 2)) if name == "x_label" else ~whole
-        if bad.any():
-            lines = np.flatnonzero(bad)
-            examples = tuple(f"line {n + 2}: {frame[name].iloc[n]!r}" for n in lines[:5])
-            problems.append(Problem(f"column {name}: expected {wanted}", len(lines), examples))
-        sound &= ~bad
+        if name in COLUMNS:
+            good = np.isfinite(values) & (values >= 0) & (values == np.floor(values)) & (values < 2**53)
+            good &= (values <= 2) | (name != "x_label")
+        else:
+            good = np.isfinite(values) | (frame[name] == "").to_numpy()
+        wanted = {
+            "userID": "whole numbers from 0",
+            "itemID": "whole numbers from 0",
+            "x_label": "0 (train), 1 (valid) or 2 (test)",
+        }
+        if not good.all():
+            at = np.flatnonzero(~good)
+            examples = tuple(f"line {frame.index[n]}: {frame[name].iloc[n]!r}" for n in at[:5])
+            problems.append(Problem(f"column {name}: expected {wanted.get(name, 'numbers')}", len(at), examples))
+        sound &= good
         numbers[name] = values
-    return pd.DataFrame({name: values[sound].astype(np.int64) for name, values in numbers.items()}), problems
+    return pd.DataFrame({n: v[sound].astype(np.int64 if n in COLUMNS else float) for n, v in numbers.items()}), problems

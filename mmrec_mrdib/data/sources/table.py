@@ -1,18 +1,50 @@
-"""Any table, CSV or Parquet: interactions by the names of their columns, and features, one row an item."""
+"""Any table, CSV or Parquet: interactions by the names of their columns, and features, one row an item.
+
+Of CSV every cell is text as it stands in the file: ids are not stripped, 'NA' is an id, and '007' is not 7.
+"""
 
 from __future__ import annotations
 
+import csv
+import gzip
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from mmrec_mrdib.data import text
 from mmrec_mrdib.data.prepare import Collector, Features
+from mmrec_mrdib.data.text import BadLines
 from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, listed
 
 _ROWS = 200_000  # rows in memory at a time
+_QUOTES = "; if quotes are part of the cells, say --quoting=none"
+DATES = "2024-01-31, 2024-01-31T18:30:00 or 2024-01-31 18:30:00+02:00"
+
+
+@dataclass(frozen=True)
+class Csv:
+    """How CSV files are written.
+
+    Attributes:
+        separator: between cells; None: found in the header, by the column that is wanted.
+        quoting: 'minimal': a cell may stand in double quotes; 'none': quotes are characters like others.
+        encoding: of the text.
+    """
+
+    separator: str | None = ","
+    quoting: Literal["minimal", "none"] = "minimal"
+    encoding: str = "utf-8"
+
+
+class Chunk(NamedTuple):
+    """Some rows: cells by column, indexed by the line in the file where each begins, and (R,) how many lines each takes."""
+
+    frame: pd.DataFrame
+    lines: np.ndarray
 
 
 def is_parquet(path: Path) -> bool:
@@ -33,56 +65,158 @@ def pyarrow() -> Any:
     return package
 
 
-def chunks(path: Path, separator: str) -> Iterator[pd.DataFrame]:
+def chunks(path: Path, how: Csv, bad: BadLines, wanted: str = "") -> Iterator[Chunk]:
     """The table piece by piece; of CSV all cells as text, '' where empty.
+
+    Args:
+        bad: told of the rows that have too few or too many cells, or broken quotes: they are left out.
+        wanted: a column that is there, for a separator that is to be found.
 
     Raises:
         DataError: it cannot be read as such a table.
-        ConfigError: Parquet without pyarrow.
+        ConfigError: Parquet without pyarrow; a separator or encoding that there is not.
     """
     try:
+        what = text.disguise(path)
+        if (
+            what is not None
+            and not what.startswith("a gzip")
+            and not (is_parquet(path) and what.startswith("a Parquet"))
+        ):
+            raise DataError(f"{path}: no table but {what}")
         if is_parquet(path):
+            before = 1
             with pyarrow().parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS):
-                    yield batch.to_pandas()
-        else:
-            options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False, "chunksize": _ROWS}
-            with pd.read_csv(path, **options) as reader:
-                yield from reader
+                    frame = batch.to_pandas(integer_object_nulls=True)  # or ids beside a gap would be rounded
+                    frame.index = pd.RangeIndex(before, before + len(frame))
+                    before += len(frame)
+                    yield Chunk(frame, np.ones(len(frame), dtype=np.int64))
+            return
+        yield from _rows(path, how, bad, wanted)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, UnicodeDecodeError) as error:  # pyarrow's and pandas' parser errors are ValueErrors
-        raise DataError(f"{path}: cannot be read as a table ({str(error).strip().splitlines()[0]})") from error
+    except UnicodeError as error:
+        if what is None:
+            text.read(path, how.encoding)  # tells the line
+        raise text.not_encoded(path, how.encoding, error) from error
+    except LookupError as error:
+        raise ConfigError(
+            f"--encoding={how.encoding}: no such encoding; known are utf-8, latin-1, cp1252, utf-16, ..."
+        ) from error
+    except (OSError, ValueError, EOFError, csv.Error) as error:  # pyarrow's errors are ValueErrors
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read as a table ({first})") from error
+
+
+def _open(path: Path, encoding: str) -> IO[str]:
+    encoding = "utf-8-sig" if text.is_utf8(encoding) else encoding
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rt", encoding=encoding, newline="") if packed else path.open(encoding=encoding, newline="")
+
+
+def _separator(path: Path, how: Csv, wanted: str) -> str:
+    if how.separator is not None:
+        return {"\\t": "\t", "tab": "\t"}.get(how.separator, how.separator)
+    with _open(path, how.encoding) as file:
+        header = file.readline().rstrip("\r\n")
+    return next((s for s in ",\t;|" if wanted in next(csv.reader([header], delimiter=s), ())), ",")
+
+
+def _rows(path: Path, how: Csv, bad: BadLines, wanted: str) -> Iterator[Chunk]:
+    separator = _separator(path, how, wanted)
+    if not separator or separator in '\r\n"':
+        raise ConfigError(f"--separator={how.separator!r}: expected one or more characters between the cells")
+    with _open(path, how.encoding) as file:
+        single = separator if len(separator) == 1 else "\x1f"
+        stream: Any = file if single == separator else (line.replace(separator, single) for line in file)
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if how.quoting == "none" else csv.QUOTE_MINIMAL
+        # Strict: a quote that opens a cell and never closes it is an error, not a cell of a thousand lines.
+        reader = csv.reader(stream, delimiter=single, quoting=quoting, strict=True)
+        header = next(reader, [])
+        if not any(header):
+            raise DataError(
+                f"{path}: not a table: its first line is empty, where the names of the columns are expected"
+            )
+        rows: list[list[str]] = []
+        numbers: list[int] = []
+        ends: list[int] = []
+        while True:
+            start = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                bad.add(start, f"broken quotes, {error}{_QUOTES}", "", max(reader.line_num - start + 1, 1))
+                continue
+            if len(row) == len(header):
+                rows.append(row)
+                numbers.append(start)
+                ends.append(reader.line_num)
+            elif row:
+                why = f"{len(row)} cells, the header has {len(header)}"
+                bad.add(start, why, separator.join(row), reader.line_num - start + 1)
+            if len(rows) == _ROWS:
+                yield _chunk(rows, header, numbers, ends)
+                rows, numbers, ends = [], [], []
+        yield _chunk(rows, header, numbers, ends)
+
+
+def _chunk(rows: list[list[str]], header: list[str], numbers: list[int], ends: list[int]) -> Chunk:
+    cells = np.array(rows, dtype=object).reshape(len(rows), len(header))
+    return Chunk(pd.DataFrame(cells, columns=header, index=numbers), np.array(ends, int) - np.array(numbers, int) + 1)
 
 
 def _column(frame: pd.DataFrame, name: str, option: str, path: Path) -> pd.Series:
     if name not in frame.columns:
         near = did_you_mean(name, map(str, frame.columns))
-        raise ConfigError(f"{option}={name}: no such column in {path}.{near} Columns: {listed(frame.columns, 12)}")
-    return frame[name]
+        if frame.shape[1] == 1:
+            near += " It has a single column: is --separator right?"
+        raise ConfigError(
+            f"{option}={name}: no such column in {path}.{near} Columns: {listed(map(repr, frame.columns), 12)}"
+        )
+    column = frame[name]
+    if isinstance(column, pd.DataFrame):
+        raise ConfigError(f"{option}={name}: {path} has {column.shape[1]} columns of this name")
+    return column
 
 
-def _tokens(column: pd.Series) -> np.ndarray:
-    """Ids as text, '' where there is none; whole numbers without a decimal point."""
-    if column.dtype.kind == "f":
-        whole = column.dropna()
-        if (whole == np.floor(whole)).all():
-            column = column.astype("Int64")
-    text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
-    return text.where(text.map(str.isprintable), "").to_numpy(dtype=object)
+def _tokens(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """(ids as text, '' where there is none; which are ids). Whole numbers have no decimal point, whatever stands in other rows."""
+    codes, distinct = pd.factorize(column.astype(object))
+    texts = np.array([*map(_text, distinct), ""], dtype=object)
+    good = np.array([text.is_id(t) for t in texts])
+    return texts[codes], good[codes]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """(values, which are there but neither a number nor a date); dates become seconds."""
-    if column.dtype.kind == "M":
-        return _seconds(column), np.zeros(len(column), dtype=bool)
+    """(values, NaN where empty; which are there but no number)."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     given = (column.notna() & (column.astype(str).str.strip() != "")).to_numpy()
-    text = np.flatnonzero(np.isnan(values) & given)
-    if len(text):
-        values = values.copy()
-        values[text] = _seconds(column.iloc[text])
     return values, given & ~np.isfinite(values)
+
+
+def _times(column: pd.Series) -> tuple[np.ndarray, np.ndarray, set[str]]:
+    """(values, which are there but neither a number nor a date, 'numbers' and 'dates' if there are any); dates become seconds."""
+    if column.dtype.kind == "M":
+        return _seconds(column), np.zeros(len(column), dtype=bool), {"dates"}
+    values, wrong = _numbers(column)
+    found = {"numbers"} if np.isfinite(values).any() else set()
+    text_at = np.flatnonzero(wrong & np.isnan(values))
+    if len(text_at):
+        values = values.copy()
+        values[text_at] = _seconds(column.iloc[text_at])
+        wrong = wrong & ~np.isfinite(values)
+        found |= {"dates"} if np.isfinite(values[text_at]).any() else set()
+    return values, wrong, found
 
 
 def _seconds(column: pd.Series) -> np.ndarray:
@@ -92,43 +226,55 @@ def _seconds(column: pd.Series) -> np.ndarray:
 
 
 def read_interactions(
-    path: Path, columns: Mapping[str, str | None], collector: Collector, max_bad: int, separator: str = ","
-) -> int:
-    """Feed a table to the collector; returns how many rows were skipped.
+    path: Path,
+    columns: Mapping[str, str | None],
+    collector: Collector,
+    max_bad: int,
+    how: Csv = Csv(),
+) -> BadLines:
+    """Feed a table to the collector; returns the lines that were skipped.
 
     Args:
         columns: 'user', 'item', 'rating' and 'time' -> name of the column (None: there is none).
 
     Raises:
         ConfigError: a column that is not there.
-        DataError: more than `max_bad` rows lack an id or have a rating or time that is no number.
+        DataError: more than `max_bad` lines lack an id or have a rating or time that is no number; times as numbers and as dates.
     """
-    bad: list[int] = []
-    before = 2  # the header is line 1
-    for frame in chunks(path, separator):
+    bad = BadLines(path, max_bad)
+    kinds: set[str] = set()
+    for frame, lines in chunks(path, how, bad):
         picked = {k: _column(frame, v, f"--{k}", path) for k, v in columns.items() if v is not None}
-        users, items = _tokens(picked["user"]), _tokens(picked["item"])
-        broken = (users == "") | (items == "")
-        values = {}
-        for name in ("rating", "time"):
-            if name in picked:
-                values[name], wrong = _numbers(picked[name])
-                broken |= wrong
-            else:
-                values[name] = np.full(len(frame), np.nan)
-        bad.extend((np.flatnonzero(broken) + before).tolist())
-        if len(bad) > max_bad:
-            raise DataError(
-                f"{path}, line {listed(bad, 5)}: no user, no item, or a rating or time that is no number; "
-                f"{len(bad)} such lines, --max-bad={max_bad} allowed"
+        values = {name: np.full(len(frame), np.nan) for name in ("rating", "time")}
+        wrong: dict[str, np.ndarray] = {}
+        tokens = {}
+        for name in ("user", "item"):
+            tokens[name], good = _tokens(picked[name])
+            wrong[name] = ~good
+        if "rating" in picked:
+            values["rating"], wrong["rating"] = _numbers(picked["rating"])
+        if "time" in picked:
+            values["time"], wrong["time"], found = _times(picked["time"])
+            kinds |= found
+            if len(kinds) > 1:
+                raise DataError(
+                    f"{path}, column {columns['time']}: some times are numbers, others dates; which is earlier cannot be told (dates: {DATES})"
+                )
+        broken = np.any(list(wrong.values()), axis=0)
+        for n in np.flatnonzero(broken):
+            name = next(k for k, w in wrong.items() if w[n])
+            why = {"rating": "no number", "time": f"neither a number nor a date such as {DATES}"}.get(
+                name, f"no {name}"
             )
+            if name in tokens and tokens[name][n]:
+                why = f"a {name} of more than one line{_QUOTES}"
+            bad.add(int(frame.index[n]), f"column {columns[name]}: {why}", str(picked[name].iloc[n]), int(lines[n]))
         sound = ~broken
-        collector.extend(users[sound], items[sound], values["rating"][sound], values["time"][sound])
-        before += len(frame)
-    return len(bad)
+        collector.extend(tokens["user"][sound], tokens["item"][sound], values["rating"][sound], values["time"][sound])
+    return bad
 
 
-def read_features(path: Path, id_column: str, separator: str = ",") -> Features:
+def read_features(path: Path, id_column: str, how: Csv = Csv()) -> Features:
     """Features from a table: the id column names the item, every other column is a number.
 
     Raises:
@@ -137,29 +283,28 @@ def read_features(path: Path, id_column: str, separator: str = ",") -> Features:
     """
     parts: list[np.ndarray] = []
     row_of: dict[str, int] = {}
-    before = 2
-    for frame in chunks(path, separator):
-        ids = _tokens(_column(frame, id_column, "--feature-id", path))
+    for frame, _ in chunks(path, how, BadLines(path, None), id_column):
+        ids, good = _tokens(_column(frame, id_column, "--feature-id", path))
         rest = frame.drop(columns=[id_column])
         if rest.shape[1] == 0:
             raise DataError(f"{path}: no column beside '{id_column}'; expected one number a dimension")
         values = np.empty(rest.shape, dtype=np.float32)
         for n, name in enumerate(rest.columns):
-            column = pd.to_numeric(rest[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+            cells = rest.iloc[:, n]
+            column = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
             wrong = np.flatnonzero(~np.isfinite(column))
             if len(wrong):
                 row = int(wrong[0])
                 raise DataError(
-                    f"{path}, line {row + before}, column {name}: {rest[name].iloc[row]!r} is not a finite number"
+                    f"{path}, line {frame.index[row]}, column {name}: {cells.iloc[row]!r} is not a finite number"
                 )
             values[:, n] = column
         for n, token in enumerate(ids):
-            if not token or token in row_of:
-                what = f"id '{token}' stands in another line already" if token else "no id"
-                raise DataError(f"{path}, line {n + before}: {what}; expected one row an item")
+            if not good[n] or token in row_of:
+                what = f"id '{token}' stands in another line already" if good[n] else f"no id: {token!r}"
+                raise DataError(f"{path}, line {frame.index[n]}: {what}; expected one row an item")
             row_of[token] = len(row_of)
         parts.append(values)
-        before += len(frame)
-    if not parts:
+    if not row_of:
         raise DataError(f"{path}: no rows")
     return Features(np.concatenate(parts), row_of)
