@@ -344,7 +344,7 @@ class MultimodalDataset(Dataset):
                     if self.settings.missing == "drop"
                     else "the mean row stands in (--missing=drop: without them)"
                 )
-                logger.warning(
+                logger.info(
                     "modality %s: the rows of %d of %d items are all 0 and count as missing: %s", file.name, len(blank), len(tokens), what
                 )  # fmt: skip
         if lacking and self.settings.missing == "drop":
