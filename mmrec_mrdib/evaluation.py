@@ -233,8 +233,8 @@ class NewItems:
     def __init__(self, model: Any, items: Tensor) -> None:
         self.model, self.items = model, items
         with torch.no_grad():
-            self.users = model.evaluation_embeddings().users
-            self.embeddings = model.new_items(model.encode_items(items))
+            self.users = model.new_row_users()
+            self.embeddings = model.new_rows({m: model.features(m)[items] for m in model.modalities})
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         users = self.users[interaction[self.model.USER_ID]]

@@ -24,6 +24,7 @@ from torch import Tensor
 from mmrec_mrdib import compat, registry
 from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import ConfigError, MRdIBError
+from mmrec_mrdib.evaluation import score_all
 
 compat.activate()
 
@@ -34,6 +35,9 @@ from recbole.model.general_recommender.ngcf import NGCF as RecBoleNGCF
 from recbole.model.general_recommender.recvae import RecVAE as RecBoleRecVAE
 from recbole.utils import InputType, ModelType
 
+_SAMPLE = 256  # users whose scores must be inner products before tables are believed to be what they are made of
+# What RecBole's models call the tables that they score with: after propagation (LightGCN, NGCF, DGCF, SGL, ...), or as trained (BPR, ...).
+_TABLES = (("restore_user_e", "restore_item_e"), ("user_embedding", "item_embedding"))
 _BLOCK = 1 << 22  # similarities in memory at a time
 _LLOYD = 25  # iterations of k-means
 # What training changes in RecBole's models besides their state_dict: annealing steps, loss histories, prototypes.
@@ -293,6 +297,23 @@ class NoBatches:
 
     def get_model(self, model: Any) -> None:
         """RecBole's trainer asks this of loaders with dynamic negatives."""
+
+
+def inner_products(model: Any, user_field: str) -> tuple[Tensor, Tensor] | None:
+    """(U, d) and (I, d) tables of a model of RecBole whose scores are their inner products, by the names that its models give such
+    tables; believed where its scores agree. None: it has none."""
+    shape = (model.n_users, model.n_items)
+    sample = torch.arange(1, min(shape[0], 1 + _SAMPLE), device=model.device)
+    scores = score_all(
+        model, sample, user_field, shape[1]
+    )  # fills the tables of models that keep what they have propagated
+    for pair in _TABLES:
+        users, items = (getattr(table, "weight", table) for table in (getattr(model, name, None) for name in pair))
+        if not (isinstance(users, Tensor) and isinstance(items, Tensor)) or (len(users), len(items)) != shape:
+            continue
+        if users.shape[1] == items.shape[1] and torch.allclose(users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5):
+            return users.detach(), items.detach()
+    return None
 
 
 def fitted_in_one_pass(model: Any) -> bool:

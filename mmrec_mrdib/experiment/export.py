@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,6 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from mmrec_mrdib import compat, paths, process
@@ -24,12 +23,12 @@ from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
 from mmrec_mrdib.evaluation import by_user, cells, score_all
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import make_config, prepare, seeded_model
-from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
-from mmrec_mrdib.mrdib.plugin import MRdIB
+from mmrec_mrdib.general import inner_products
+from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.models.base import MultimodalRecommender
+from mmrec_mrdib.mrdib.history import Histories
+from mmrec_mrdib.plugins.channel import Channel
 
-_SAMPLE = 256  # users whose scores must be inner products before tables are exported
-# What RecBole's models call the tables that they score with: after propagation (LightGCN, NGCF, DGCF, SGL, ...), or as trained (BPR, ...).
-_TABLES = (("restore_user_e", "restore_item_e"), ("user_embedding", "item_embedding"))
 _SCORES = 1 << 24  # user-item scores in memory at a time: 64 MB
 # What a Config derives, or what belongs to the machine: not handed on to the Config that is made again.
 _DERIVED = (
@@ -101,17 +100,7 @@ class Trained:
         for part in ids.split(max(_SCORES // n_items, 1)):
             scores = score_all(self.model, part, self.dataset.uid_field, n_items).float()
             scores.view(-1)[cells(part, *listed_by_user, n_items)[0]] = -torch.inf
-            best = torch.topk(scores, min(k, n_items - 1), dim=1)
-            values, items = best.values.cpu().numpy(), best.indices.cpu().numpy()
-            row, place = np.nonzero(np.isfinite(values))  # fewer than k items may be left
-            yield pd.DataFrame(
-                {
-                    "user": self.users[part.cpu().numpy()[row]],
-                    "rank": place + 1,
-                    "item": self.items[items[row, place]],
-                    "score": values[row, place],
-                }
-            )
+            yield self._listed(self.users[part.cpu().numpy()], scores, k)
 
     @torch.no_grad()
     def new_blocks(self, folder: str | Path, users: Iterable[str] | None = None, k: int = 20) -> Iterator[pd.DataFrame]:
@@ -128,11 +117,11 @@ class Trained:
         """
         if not isinstance(self.model, MultimodalRecommender):
             raise ConfigError(
-                f"--new-items: {self.result['model']} knows no features, so it has no score for a new item"
+                f"--new-items: {self.result['model']} knows no features, so it has no score for a new item; "
+                f"{self.result['model']}+MRdIB has"
             )
-        tokens, enc = self._encode_new(Path(folder))
-        items = self.model.new_items(enc)
-        table = self.model.evaluation_embeddings().users
+        tokens, features = self._new_features(Path(folder))
+        items, table = self.model.new_rows(features), self.model.new_row_users()
         ids = self._ids(users, k)
         for part in ids.split(max(_SCORES // len(tokens), 1)):
             best = torch.topk(self.model.score(table[part], items).float(), min(k, len(tokens)), dim=1)
@@ -146,12 +135,12 @@ class Trained:
                 }
             )
 
-    def _encode_new(self, folder: Path) -> tuple[np.ndarray, Encoded]:
+    def _new_features(self, folder: Path) -> tuple[np.ndarray, dict[str, Tensor]]:
         if not folder.is_dir():
             raise DataError(f"--new-items={folder}: no such folder")
         found = modality.find(folder, {})
         files: dict[str, modality.FeatureFile] = {}
-        for m, dims in self.model_of_items.feature_dims.items():
+        for m, dims in self.model.feature_dims.items():
             if m not in found:
                 raise DataError(
                     f"--new-items={folder}: no {m}{modality.SUFFIX}; the model uses {', '.join(self.dataset.features)}"
@@ -183,13 +172,59 @@ class Trained:
                 known[0] = False
                 scaled[blank] = self.dataset.features[m][known].mean(dim=0)
             features[m] = scaled.to(self.model.device)
-        backbone = self.model_of_items
-        return np.asarray(tokens), backbone.stage(backbone.encoders, features, None)
+        return np.asarray(tokens), features
 
-    @property
-    def model_of_items(self) -> MultimodalRecommender:
-        """The backbone, which has the encoders."""
-        return self.model.backbone if isinstance(self.model, MRdIB) else self.model
+    @torch.no_grad()
+    def history_blocks(
+        self, histories: Mapping[str, Sequence[str]], k: int = 20, exclude_seen: bool = True
+    ) -> Iterator[pd.DataFrame]:
+        """As `blocks`, for users that need not have been trained on: by what their items say (`plugins/channel.py`), and by nothing else.
+
+        Args:
+            histories: user -> original ids of its items, each known.
+
+        Raises:
+            ConfigError: the model reads no content.
+            DataError: an item is not known; a user has none.
+        """
+        if not isinstance(self.model, Channel) or self.model.settings.readout == "none":
+            raise ConfigError(
+                f"--histories: {self.result['model']} scores users that it was trained on; a model with a content readout "
+                f"(+MRdIB, +Content) scores any history"
+            )
+        place = {token: n for n, token in enumerate(self.items)} | {"[PAD]": -1}
+        unknown = list(dict.fromkeys(i for items in histories.values() for i in items if place.get(i, -1) < 1))
+        empty = [user for user, items in histories.items() if not items]
+        if unknown or empty:
+            what = (
+                f"{len(unknown)} items are not in the data ({listed(unknown)})"
+                if unknown
+                else f"no items for {listed(empty)}"
+            )
+            raise DataError(f"--histories: {what}")
+        if k < 1:
+            raise ConfigError(f"--top={k}: expected 1 or more")
+        names = np.asarray(list(histories))
+        pairs = [(n, place[i]) for n, items in enumerate(histories.values()) for i in dict.fromkeys(items)]
+        rows, cols = torch.tensor(pairs, dtype=torch.long).T
+        n_items = len(self.items)
+        given = Histories(Edges(rows, cols, torch.ones(len(rows)), (len(names), n_items))).to(self.model.device)
+        left_out = by_user(rows, cols, len(names)) if exclude_seen else by_user(rows[:0], cols[:0], len(names))
+        _, content = self.model.catalogue()
+        for part in torch.arange(len(names)).split(max(_SCORES // n_items, 1)):
+            scores = self.model.profiles(part.to(self.model.device), given) @ content.T
+            scores[:, 0] = -torch.inf
+            scores.view(-1)[cells(part, *left_out, n_items)[0].to(scores.device)] = -torch.inf
+            yield self._listed(names[part.numpy()], scores, k)
+
+    def _listed(self, names: np.ndarray, scores: Tensor, k: int) -> pd.DataFrame:
+        """The best k finite scores of each row as a table."""
+        best = torch.topk(scores, min(k, scores.shape[1] - 1), dim=1)
+        values, items = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        row, place = np.nonzero(np.isfinite(values))  # fewer than k items may be left
+        return pd.DataFrame(
+            {"user": names[row], "rank": place + 1, "item": self.items[items[row, place]], "score": values[row, place]}
+        )
 
     def _ids(self, users: Iterable[str] | None, k: int) -> Tensor:
         if k < 1:
@@ -211,34 +246,19 @@ class Trained:
             ConfigError: the model is one of RecBole's whose scores are no inner products of a user's and an item's vector.
         """
         if not isinstance(self.model, MultimodalRecommender):
-            return dict(zip(("users", "items"), self._factors(), strict=True))
+            factors = inner_products(self.model, self.dataset.uid_field)
+            if factors is None:
+                raise ConfigError(
+                    f"{self.result['model']}: its scores are no inner products of one vector a user and one an item, so there are no "
+                    "embeddings to export; `recommend` works"
+                )
+            return {name: x[1:].float().cpu().numpy() for name, x in zip(("users", "items"), factors, strict=True)}
         emb, enc = self.model.evaluation_embeddings(), self.model.encode_items()
         tables: dict[str, Tensor] = {"users": emb.users, "items": emb.items}
         tables |= {f"item_{m}": mean for m, mean in enc.mean.items()}
         for m, (of_users, of_items) in emb.views.items():
             tables |= {f"view_users_{m}": of_users, f"view_items_{m}": of_items}
         return {name: table[1:].float().cpu().numpy() for name, table in tables.items()}
-
-    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items of a model of RecBole, by the names that its models give such tables; believed where its scores agree."""
-        model, shape = self.model, (len(self.users), len(self.items))
-        sample = torch.arange(1, min(shape[0], 1 + _SAMPLE), device=model.device)
-        try:
-            scores = model.full_sort_predict(Interaction({self.dataset.uid_field: sample})).view(len(sample), shape[1])
-        except NotImplementedError:
-            scores = None
-        for pair in _TABLES if scores is not None else ():
-            users, items = (getattr(table, "weight", table) for table in (getattr(model, name, None) for name in pair))
-            if not (isinstance(users, Tensor) and isinstance(items, Tensor)) or (len(users), len(items)) != shape:
-                continue
-            if users.shape[1] == items.shape[1] and torch.allclose(
-                users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5
-            ):
-                return tuple(table[1:].detach().float().cpu().numpy() for table in (users, items))  # type: ignore[return-value]
-        raise ConfigError(
-            f"{self.result['model']}: its scores are no inner products of one vector a user and one an item, so there are no embeddings to "
-            "export; `recommend` works"
-        )
 
 
 @process.as_found()

@@ -167,8 +167,12 @@ def train(
 
 
 @process.as_found()
-def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
-    """`train` with a ready Config."""
+def run(config: Config, runs: Path, resume: bool = False, as_backbone: bool = False) -> dict[str, Any]:
+    """`train` with a ready Config.
+
+    Args:
+        as_backbone: the run is made for a variant's sake: that the model itself has no score for held-out items is no error.
+    """
     started = time.perf_counter()
     record.reset_peak_memory()
     splits = _seeded_splits(config)
@@ -177,11 +181,11 @@ def run(config: Config, runs: Path, resume: bool = False) -> dict[str, Any]:
         runs, display_name(config), config["dataset"], config["seed"], record.run_hash(config, fingerprint)
     )
     with _alone(folder):
-        return _run(config, splits, folder, fingerprint, started, resume)
+        return _run(config, splits, folder, fingerprint, started, resume, as_backbone)
 
 
 def _run(
-    config: Config, splits: Splits, folder: Path, fingerprint: str, started: float, resume: bool
+    config: Config, splits: Splits, folder: Path, fingerprint: str, started: float, resume: bool, as_backbone: bool
 ) -> dict[str, Any]:
     name, seed = display_name(config), config["seed"]
     if resume and (folder / "result.json").is_file():
@@ -196,9 +200,9 @@ def _run(
     model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
     backbone: dict[str, Any] | None = None
     if is_staged(config):
-        backbone = run(host_config(config), folder.parent, resume=True)
+        backbone = run(host_config(config), folder.parent, resume=True, as_backbone=True)
         _take_backbone(config, model, record.load_checkpoint(Path(backbone["folder"]) / "best.pt")["state_dict"])
-    if splits.dataset.cold is not None:
+    if splits.dataset.cold is not None and not as_backbone:
         _check_new_items(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -374,7 +378,7 @@ def _finish(
         result["trained_backbone"] = {
             "folder": Path(backbone["folder"]).name, **{k: backbone[k] for k in ("total_seconds", "valid", "test", "best_epoch")}
         }  # fmt: skip
-    if splits.dataset.cold is not None:
+    if splits.dataset.cold is not None and _ranks_new_items(trainer.model):
         users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
         cold = trainer.rank_new_items(users, items)
         result["cold"] = {"users": len(cold.users), "items": len(torch.unique(items)), **cold.means}
@@ -430,11 +434,27 @@ def _codes(folder: Path) -> list[str]:
 def _check_new_items(model: Any) -> None:
     """Before training: whether the model can rank items it was not trained on."""
     if not isinstance(model, MultimodalRecommender):
-        raise ConfigError(f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item")
+        raise ConfigError(
+            f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item; {type(model).__name__}+MRdIB has"
+        )
+    if getattr(model, "readout", None) is not None and model.settings.readout == "late":
+        return  # whatever the backbone, by what the content says
     model.eval()
     with torch.no_grad():
-        model.new_items(model.encode_items())
+        model.new_rows({m: model.features(m) for m in model.modalities})
     model.train()
+
+
+def _ranks_new_items(model: Any) -> bool:
+    """After training: a backbone may be none that does, and a readout's weight may be 0."""
+    if not isinstance(model, MultimodalRecommender):
+        return False
+    try:
+        model.new_rows({m: model.features(m)[:2] for m in model.modalities})
+    except ConfigError as error:
+        logger.warning("held-out items are not ranked: %s", error)
+        return False
+    return True
 
 
 def _clear(folder: Path) -> None:

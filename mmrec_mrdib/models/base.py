@@ -256,6 +256,14 @@ class MultimodalRecommender(GeneralRecommender, ABC):
             "modality representations; VBPR and FREEDOM have one"
         )
 
+    def new_rows(self, features: Mapping[str, Tensor]) -> Tensor:
+        """`new_items` from features, modality -> (R, D_m), scaled as the training's; scores are `score(new_row_users(), ...)`."""
+        return self.new_items(self.stage(self.encoders, features, None))
+
+    def new_row_users(self) -> Tensor:
+        """(U, d') what users score items without interactions by."""
+        return self.evaluation_embeddings().users
+
     def before_epoch(self, epoch: int) -> None:
         """Called by the trainer before each training epoch."""
 

@@ -191,7 +191,7 @@ class MRdIB(Channel):
         encoders = self.backbone.encoders if self.own_encoders is None else self.own_encoders
         return {m: encoders[m](x) for m, x in features.items()}
 
-    def content(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._means(features)
 
     def encode_items(self, items: Tensor | None = None) -> Encoded:

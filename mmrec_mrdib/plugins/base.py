@@ -48,6 +48,7 @@ class Plugin(MultimodalRecommender):
             for m in self.modalities:  # the backbone holds them
                 delattr(self, f"features_{m}")
         self.frozen = False
+        self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
 
     @classmethod
     def is_staged(cls, config: Any) -> bool:
@@ -72,10 +73,13 @@ class Plugin(MultimodalRecommender):
 
     def host_embeddings(self) -> Embeddings | None:
         """What the backbone's scores are inner products of, or None where they are not, or are not known to be."""
-        if not self.multimodal or type(self.backbone).score is not MultimodalRecommender.score:
-            return None
-        emb: Embeddings = self.backbone.evaluation_embeddings()
-        return emb
+        if self.multimodal:
+            usual = type(self.backbone).score is MultimodalRecommender.score
+            return self.backbone.evaluation_embeddings() if usual else None
+        if self._factors is False or self.training:
+            found = general.inner_products(self.backbone, self.USER_ID)
+            self._factors = None if found is None else Embeddings(*found)
+        return self._factors
 
     # Everything else is the backbone's.
 
@@ -84,6 +88,10 @@ class Plugin(MultimodalRecommender):
         if self.frozen:
             self.backbone.eval()
         return self
+
+    def drop_evaluation_cache(self) -> None:
+        super().drop_evaluation_cache()
+        self._factors = False
 
     def propagate(self, enc: Encoded) -> Embeddings:
         emb: Embeddings = self.backbone.propagate(enc)

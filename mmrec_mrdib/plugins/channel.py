@@ -10,7 +10,7 @@ their items, whatever the backbone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -76,7 +76,7 @@ class Channel(Plugin):
                 corrupt.control(table, kind, corrupt.generator(self.settings.split_seed, "content", m))
                 self.register_buffer(f"controlled_{m}", torch.from_numpy(table), persistent=False)
 
-    def content(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Modality -> (R, d_m) what the content score of items with these features is made of, before it is brought to length 1."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class Channel(Plugin):
             return {m: self.features(m) for m in self.modalities}
         return {m: getattr(self, f"controlled_{m}") for m in self.modalities}
 
-    def unit_rows(self, features: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def unit_rows(self, features: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Modality -> (R, d_m) zhat of items with the given features, or of the whole catalogue, whose padding row is 0."""
         if features is not None:
             return {m: F.normalize(z) for m, z in self.content(features).items()}
@@ -154,25 +154,39 @@ class Channel(Plugin):
             self._evaluation = emb
         return self._evaluation
 
-    def new_rows(self, features: dict[str, Tensor]) -> Tensor:
-        """(R, d') embeddings, as `evaluation_embeddings` has them, of items that were never trained on: the backbone's part is 0
-        where it is not defined for them.
-
-        Raises:
-            ConfigError: neither the backbone nor the content score is defined for them.
-        """
-        host = self.host_embeddings()
-        if host is None and not self.reads_content:
-            raise ConfigError(f"{self.settings.backbone} has no score for items without interactions")
+    def _host_rows(self, features: Mapping[str, Tensor]) -> Tensor | None:
+        """What the backbone itself makes of new items; None where it has no score for them."""
+        if not self.multimodal:
+            return None
         try:
-            if not self.multimodal:
-                raise ConfigError(f"{self.settings.backbone} knows no features")
-            own = self.backbone.new_items(self.backbone.stage(self.backbone.encoders, features, None))
+            rows: Tensor = self.backbone.new_rows(features)
         except ConfigError:
-            if not self.reads_content:
-                raise
-            own = self.weight.new_zeros(len(next(iter(features.values()))), 0 if host is None else host.items.shape[1])
-        return torch.cat([own, *self.unit_rows(features).values()], 1) if self.reads_content else own
+            return None
+        return rows
+
+    def new_rows(self, features: Mapping[str, Tensor]) -> Tensor:
+        """(R, d') of items that were never trained on: the backbone's part, 0 where it is not defined for them, and the content's. Where only
+        the content has a score for them, it ranks alone, whatever its weight beside the backbone."""
+        host, own = self.host_embeddings(), self._host_rows(features)
+        if own is not None and not self.reads_content:
+            return own
+        if self.settings.readout == "none":
+            raise ConfigError(
+                f"{self.settings.backbone} has no score for items without interactions, and nothing is read beside it"
+            )
+        content = torch.cat(list(self.unit_rows(features).values()), 1)
+        if host is None or not self.reads_content:
+            return content
+        if own is None:
+            own = content.new_zeros(len(content), host.items.shape[1])
+        return torch.cat([own, content], 1)
+
+    def new_row_users(self) -> Tensor:
+        few = {m: self.features(m)[:1] for m in self.modalities}
+        by_host = self.host_embeddings() is not None and (self.reads_content or self._host_rows(few) is not None)
+        if by_host:
+            return self.evaluation_embeddings().users
+        return self.profiles(torch.arange(self.n_users, device=self.weight.device))
 
     def drop_evaluation_cache(self) -> None:
         super().drop_evaluation_cache()
@@ -210,6 +224,7 @@ class Channel(Plugin):
         self._evaluation = None
 
 
+@torch.no_grad()
 def explained(model: Channel, user: int, item: int) -> dict[str, Any]:
     """Where a score comes from: the backbone's part, each modality's, and what each item of the user's history adds. Exact: the readout is a
     sum, <p_u, zhat_i> = sum_j <zhat_j, zhat_i> / |sum_j zhat_j|.

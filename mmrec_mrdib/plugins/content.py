@@ -5,6 +5,7 @@ What a plug-in brings beyond this is what it has learned; what this brings is in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -35,5 +36,5 @@ class Content(Channel):
             self.register_buffer(f"mean_{m}", known.mean(0), persistent=False)
             self.register_buffer(f"inverse_std_{m}", torch.where(std > 0, 1 / std, 0.0), persistent=False)
 
-    def content(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: (x - getattr(self, f"mean_{m}")) * getattr(self, f"inverse_std_{m}") for m, x in features.items()}
