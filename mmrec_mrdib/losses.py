@@ -28,6 +28,11 @@ def bpr(margins: Tensor, weight: Tensor | None = None) -> Tensor:
     return (losses if weight is None else losses * weight).mean()
 
 
+def squares(*rows: Tensor) -> Tensor:
+    """Sum of the squares of all entries of the given matrices."""
+    return torch.stack([r.square().sum() for r in rows]).sum()
+
+
 def frobenius(*rows: Tensor) -> Tensor:
     """Sum of the Frobenius norms (not squared) of the given matrices: the regulariser of the MMRec line's VBPR."""
     total: Tensor = _Frobenius.apply(*rows)
