@@ -419,3 +419,17 @@ def test_the_method_is_chosen_by_size(monkeypatch):
     for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
         graphs.nearest(torch.ones(items, 2), 3, True, method)
     assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]
+
+
+# Entries in any and in all of several graphs.
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_largest_and_common_entries(seed):
+    parts = [graphs.knn(random_features(seed + n), 4, True) for n in range(3)]
+    tables = torch.stack([dense(p) for p in parts])
+    torch.testing.assert_close(dense(graphs.largest(parts)), tables.amax(0))
+    common = (tables > 0).all(0).fill_diagonal_(False).float()
+    assert torch.equal(dense(graphs.in_all(parts)), common) and torch.equal(
+        graphs.largest(parts[:1]).values.sort().values, parts[0].values.sort().values
+    )

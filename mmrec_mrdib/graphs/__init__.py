@@ -20,6 +20,8 @@ from mmrec_mrdib.graphs.behaviour import interests as interests
 from mmrec_mrdib.graphs.cache import cached as cached
 from mmrec_mrdib.graphs.edges import Edges as Edges
 from mmrec_mrdib.graphs.edges import degree_sensitive as degree_sensitive
+from mmrec_mrdib.graphs.edges import in_all as in_all
+from mmrec_mrdib.graphs.edges import largest as largest
 from mmrec_mrdib.graphs.edges import sample_edges as sample_edges
 from mmrec_mrdib.graphs.neighbours import approximate_knn as approximate_knn
 from mmrec_mrdib.graphs.neighbours import knn as knn

@@ -1,0 +1,139 @@
+"""Models around graphs of items: SMORE, LATTICE, PGL, GUME, MENTOR. The contract, reference values, dense formulas."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.testing.contract import ContractTests, build, gradients
+
+
+class TestSMORE(ContractTests):
+    model = "SMORE"
+
+
+# Dense counterparts, (U, I) or square, padding included.
+
+
+def taken(model, splits):
+    out = torch.zeros(model.n_users, model.n_items)
+    part = splits.parts[0].inter_feat
+    out[part["user_id"], part["item_id"]] = 1
+    return out
+
+
+def square(block):
+    n_users, n_items = block.shape
+    top = torch.cat([torch.zeros(n_users, n_users), block], 1)
+    return torch.cat([top, torch.cat([block.T, torch.zeros(n_items, n_items)], 1)])
+
+
+def inverse_root(sums):
+    return torch.where(sums > 0, sums, torch.inf).rsqrt()
+
+
+def symmetric(a):
+    """D^-1/2 A D^-1/2."""
+    return inverse_root(a.sum(1))[:, None] * a * inverse_root(a.sum(0))
+
+
+def cosines(x):
+    unit = F.normalize(x)
+    return unit @ unit.T
+
+
+def nearest(x, k):
+    """(I, I) mask of the k rows of largest cosine, without the padding row."""
+    near = torch.zeros(len(x), len(x), dtype=torch.bool)
+    near[1:, 1:] = near[1:, 1:].scatter(1, cosines(x)[1:, 1:].topk(k, 1).indices, True)
+    return near
+
+
+def weighted(x, k):
+    """Cosines of the k nearest, by the row sums on both sides."""
+    s = torch.where(nearest(x, k), cosines(x), 0).clamp(min=0)
+    scale = inverse_root(s.sum(1))
+    return scale[:, None] * s * scale
+
+
+def light(graph, x, layers):
+    return sum(torch.linalg.matrix_power(graph, n) @ x for n in range(layers + 1)) / (layers + 1)
+
+
+def nce(a, b, t):
+    """InfoNCE in nats with the rows of the batch as they are, repeats and all."""
+    return F.cross_entropy(F.normalize(a) @ F.normalize(b).T / t, torch.arange(len(a)))
+
+
+def same_as(model, batch, loss_of):
+    """Loss and gradients of a step are those of loss_of(users, positive, negative)."""
+    model.train()
+    loss, grads = gradients(model, batch)
+    model.zero_grad()
+    truth = loss_of(batch["user_id"], batch["item_id"], batch["neg_item_id"])
+    truth.backward()
+    assert loss == pytest.approx(truth.item(), abs=1e-5)
+    assert grads.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
+    for name, grad in grads.items():
+        expected = model.get_parameter(name).grad
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item(), msg=name)
+
+
+def bpr_l2(users, items, batch, weight, size):
+    u, i, j = users[batch[0]], items[batch[1]], items[batch[2]]
+    squares = u.square().sum() + i.square().sum() + j.square().sum()
+    return -F.logsigmoid((u * (i - j)).sum(1)).mean() + weight / 2 / size * squares
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_smore_against_dense_formulas(tmp_path, modalities):
+    values = {
+        "n_layers": 3,
+        "n_item_layers": 2,
+        "knn_k": 6,
+        "modality_knn_k": {"b": 4},
+        "reg_weight": 0.1,
+        "contrast_weight": 0.5,
+    }
+    model, splits = build("SMORE", tmp_path, modalities, trainable_features=True, train_batch_size=50, **values)
+    block = symmetric(taken(model, splits))
+    graphs = {m: weighted(model.features(m).detach(), 4 if m == "b" else 6) for m in model.modalities}
+    graphs["*"] = functools.reduce(torch.maximum, graphs.values())
+    spectra = {}
+
+    def loss_of(u, i, j):
+        content = light(square(block), torch.cat([model.users, model.items]), 3)
+        for m in model.modalities:
+            z = model.features(m) @ model.encoders[m].weight.T + model.encoders[m].bias
+            spectra[m] = torch.fft.rfft(z, norm="ortho")
+        spectra["*"] = functools.reduce(torch.mul, [spectra[m] for m in model.modalities])
+        y = {}
+        for v, graph in graphs.items():
+            w = torch.complex(model.filters[v][:, 0], model.filters[v][:, 1])
+            gate = torch.sigmoid(model.purifiers[v].gate(torch.fft.irfft(spectra[v] * w, n=8, norm="ortho")))
+            h = graph @ (graph @ (model.items * gate))
+            y[v] = torch.cat([block @ h, h])
+        side = torch.sigmoid(model.preferences["*"](content)) * y["*"]
+        for m in model.modalities:
+            share = torch.softmax(model.queries[m](y["*"]), 1)
+            side = side + torch.sigmoid(model.preferences[m](content)) * share * y[m]
+        side = side / (modalities + 1)
+        users, items = (content + side).split([model.n_users, model.n_items])
+        positive = i + model.n_users
+        contrast = nce(side[positive], content[positive], 0.2) + nce(side[u], content[u], 0.2)
+        return bpr_l2(users, items, (u, i, j), 0.1, 50) + 0.5 * contrast
+
+    same_as(model, next(iter(splits.train)), loss_of)
+
+
+def test_smore_drops_gates_in_training_alone_and_knows_its_modalities(tmp_path):
+    model, splits = build("SMORE", tmp_path, dropout=0.5)
+    batch = next(iter(splits.train))
+    model.train()
+    assert model.calculate_loss(batch) != model.calculate_loss(batch)
+    model.eval()
+    assert torch.equal(model.full_sort_predict(batch), model.eval().full_sort_predict(batch))
+    with pytest.raises(ConfigError, match=r"modality_knn_k.*a, b"):
+        build("SMORE", tmp_path, modality_knn_k={"c": 3})
