@@ -20,6 +20,7 @@ _API = {
     "FREEDOM": "mmrec_mrdib.models.freedom",
     "MGCN": "mmrec_mrdib.models.mgcn",
     "SOIL": "mmrec_mrdib.models.soil",
+    "LATTICE": "mmrec_mrdib.models.lattice",
     "SMORE": "mmrec_mrdib.models.smore",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
     "MRdIBTrainer": "mmrec_mrdib.trainer",

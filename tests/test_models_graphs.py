@@ -14,6 +14,10 @@ class TestSMORE(ContractTests):
     model = "SMORE"
 
 
+class TestLATTICE(ContractTests):
+    model = "LATTICE"
+
+
 # Dense counterparts, (U, I) or square, padding included.
 
 
@@ -137,3 +141,67 @@ def test_smore_drops_gates_in_training_alone_and_knows_its_modalities(tmp_path):
     assert torch.equal(model.full_sort_predict(batch), model.eval().full_sort_predict(batch))
     with pytest.raises(ConfigError, match=r"modality_knn_k.*a, b"):
         build("SMORE", tmp_path, modality_knn_k={"c": 3})
+
+
+def dense_lattice(model, block, negative):
+    """(users, items) of LATTICE with dense items x items."""
+    n = model.n_users + model.n_items
+    settings = model.settings
+    a = square(block)
+    loops = torch.eye(n)
+    loops[0, 0] = loops[model.n_users, model.n_users] = 0
+    a = (a + loops) / (a + loops).sum(1, keepdim=True).clamp(min=1)
+    w = torch.softmax(model.modality_logits, 0)
+    learnt, raw = 0, 0
+    for share, m in zip(w, model.modalities, strict=True):
+        z = model.features(m) @ model.encoders[m].weight.T + model.encoders[m].bias
+        near = torch.where(nearest(z.detach(), settings.knn_k), cosines(z), 0)
+        learnt = learnt + share * (near if negative else near.clamp(min=0))
+        raw = raw + share * weighted(model.features(m).detach(), settings.knn_k)
+    scale = torch.where(learnt.sum(1) > 0, learnt.sum(1), torch.inf).rsqrt()
+    graph = 0.1 * scale[:, None] * learnt * scale + 0.9 * raw
+    h = graph @ (graph @ model.items)
+    users, items = light(a, torch.cat([model.users, model.items]), 2).split([model.n_users, model.n_items])
+    return users, items + F.normalize(h)
+
+
+@pytest.mark.parametrize(("modalities", "negative"), [(2, False), (3, True)])
+def test_lattice_against_dense_formulas(tmp_path, modalities, negative):
+    values = {"n_item_layers": 2, "knn_k": 14, "reg_weight": 0.1, "train_batch_size": 50, "feature_embedding_size": 6}
+    model, splits = build(
+        "LATTICE", tmp_path, modalities, reference_negative=negative, trainable_features=True, **values
+    )
+    with torch.no_grad():
+        for encoder in model.encoders.values():
+            encoder.bias.zero_()  # with the biases most cosines are positive
+        model.modality_logits += torch.randn(modalities)
+    block = taken(model, splits)
+    batch = next(iter(splits.train))
+    same_as(model, batch, lambda *ids: bpr_l2(*dense_lattice(model, block, negative), ids, 0.1, 50))
+    learnt = model.learnt(model.encode_items(), model.shares())
+    assert negative == bool((learnt.values < 0).any()) and not (learnt.rows == 0).any() and not (learnt.cols == 0).any()
+    users, items = dense_lattice(model, block, negative)
+    model.eval()
+    scores = model.full_sort_predict(batch)
+    torch.testing.assert_close(scores, (users[batch["user_id"]] @ items.T).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_lattice_learns_its_graph_once_an_epoch(tmp_path):
+    model, splits = build("LATTICE", tmp_path)
+    batch = next(iter(splits.train))
+    model.train()
+    loss, first = gradients(model, batch)
+    graph = model.kept
+    later_loss, later = gradients(model, batch)
+    assert later_loss == pytest.approx(loss, abs=1e-6) and model.kept is graph
+    assert set(first) - set(later) == {n for n, _ in model.named_parameters() if n.startswith(("encoders", "modality"))}
+    torch.testing.assert_close(later["items"], first["items"])
+    model.train()  # the next epoch
+    assert gradients(model, batch)[1].keys() == first.keys() and model.kept is not graph
+    # with public code's zeros instead of nothing, momentum goes on
+    model, _ = build("LATTICE", tmp_path, reference_momentum=True)
+    model.train()
+    gradients(model, batch)
+    _, later = gradients(model, batch)
+    assert later.keys() == first.keys() and not later["modality_logits"].any()
+    torch.testing.assert_close(later["items"], first["items"])
