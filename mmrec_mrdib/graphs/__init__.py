@@ -25,6 +25,7 @@ from mmrec_mrdib.graphs.edges import largest as largest
 from mmrec_mrdib.graphs.edges import sample_edges as sample_edges
 from mmrec_mrdib.graphs.neighbours import approximate_knn as approximate_knn
 from mmrec_mrdib.graphs.neighbours import knn as knn
+from mmrec_mrdib.graphs.neighbours import mixed_neighbours as mixed_neighbours
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
 from mmrec_mrdib.graphs.neighbours import searcher as searcher
 from mmrec_mrdib.graphs.segments import segment_reduce as segment_reduce
