@@ -22,6 +22,7 @@ _API = {
     "SOIL": "mmrec_mrdib.models.soil",
     "LATTICE": "mmrec_mrdib.models.lattice",
     "SMORE": "mmrec_mrdib.models.smore",
+    "PGL": "mmrec_mrdib.models.pgl",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
     "MRdIBTrainer": "mmrec_mrdib.trainer",
     "train": "mmrec_mrdib.experiment.run",  # one run: data, model, training, test, run folder

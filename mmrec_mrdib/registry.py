@@ -19,6 +19,7 @@ MODELS: dict[str, str] = {
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
     "LATTICE": "mmrec_mrdib.models.lattice:LATTICE",
     "SMORE": "mmrec_mrdib.models.smore:SMORE",
+    "PGL": "mmrec_mrdib.models.pgl:PGL",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

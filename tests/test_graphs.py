@@ -433,3 +433,17 @@ def test_largest_and_common_entries(seed):
     assert torch.equal(dense(graphs.in_all(parts)), common) and torch.equal(
         graphs.largest(parts[:1]).values.sort().values, parts[0].values.sort().values
     )
+
+
+# The spectrum.
+
+
+@pytest.mark.parametrize("size", [(13, 9), (90, 70)])
+def test_principal_part_of_the_spectrum(size, monkeypatch):
+    edges = random_interactions(0, *size).normalised("both")
+    u, s, v = torch.linalg.svd(dense(edges).double())
+    truth = sum(s[j] * s[4 + j] * torch.outer(u[:, j], v[j]) for j in range(2)).float()
+    assert (truth.abs() < 0.005).any()
+    truth[truth.abs() < 0.005] = 0
+    blocks_of(monkeypatch, 5 * size[1])
+    torch.testing.assert_close(dense(graphs.principal(edges, 6, 2, 0.005)), truth, rtol=1e-4, atol=1e-6)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.graphs import Edges
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
+from tests.test_models import Golden
 
 
 class TestSMORE(ContractTests):
@@ -16,6 +18,10 @@ class TestSMORE(ContractTests):
 
 class TestLATTICE(ContractTests):
     model = "LATTICE"
+
+
+class TestPGL(ContractTests):
+    model = "PGL"
 
 
 # Dense counterparts, (U, I) or square, padding included.
@@ -205,3 +211,71 @@ def test_lattice_learns_its_graph_once_an_epoch(tmp_path):
     _, later = gradients(model, batch)
     assert later.keys() == first.keys() and not later["modality_logits"].any()
     torch.testing.assert_close(later["items"], first["items"])
+
+
+def golden_pgl(golden, tmp_path, **values):
+    toy = Golden(golden, tmp_path, "PGL", trainable_features=True, **{"contrast_weight": 0.1, "dropout": 0.0, **values})
+    names = {f"features_{m}": (f"{m}_embedding.weight", toy.items) for m in ("image", "text")}
+    names |= {f"preferences.{m}": (f"user_{m}.weight", toy.users) for m in ("image", "text")}
+    names |= {f"encoders.{m}.{part}": f"{m}_trs.{part}" for m in ("image", "text") for part in ("weight", "bias")}
+    toy.set(names)
+    return toy
+
+
+def parts_of(toy):
+    toy.model.train()
+    return {n: v.item() for n, v in toy.model.step_loss(toy.batch()).parts.items()}
+
+
+def only(toy, pairs):
+    """The reference's (E, 2) user-item edges as a graph of both ways."""
+    users, items = torch.from_numpy(pairs).T
+    edges = Edges(toy.users[users], toy.items[items], torch.ones(len(pairs)), (41, 31))
+    return edges.normalised("both").both_ways().matrix()
+
+
+def test_pgl_golden(golden, tmp_path):
+    toy = golden_pgl(golden, tmp_path)
+    toy.model.pruned = only(toy, toy.ref["in:kept_edges"])
+    toy.check()
+    parts = parts_of(toy)
+    assert parts["bpr"] == pytest.approx(toy.ref["term:bpr"], abs=1e-5)
+    assert parts["contrast"] == pytest.approx(0.1 * toy.ref["term:nce"], abs=1e-5)
+    toy.model.pruned = None
+    assert sum(parts_of(toy).values()) == pytest.approx(toy.ref["full:loss"], abs=1e-5)
+    masks = iter(torch.from_numpy(toy.ref[f"noisy:in:keep_{n}"]) / 0.8 for n in ("u1", "u2", "p1", "p2"))
+    toy.model.dropped = lambda rows: rows * next(masks)
+    toy.model.pruned = only(toy, toy.ref["in:kept_edges"])
+    parts = parts_of(toy)
+    assert parts["contrast"] == pytest.approx(0.1 * toy.ref["noisy:term:nce"], abs=1e-5)
+    assert sum(parts.values()) == pytest.approx(toy.ref["noisy:loss"], abs=1e-5)
+
+
+def test_pgl_golden_global(golden, tmp_path):
+    toy = golden_pgl(golden, tmp_path, principal_graph="global")
+    nodes = torch.cat([toy.users, toy.items + 41])
+    graph = toy.model.pruned.csr().to_dense()
+    torch.testing.assert_close(graph[nodes][:, nodes], torch.from_numpy(toy.ref["global:graph"]), rtol=0, atol=1e-6)
+    assert sum(parts_of(toy).values()) == pytest.approx(toy.ref["global:loss"], abs=1e-5)
+    toy.check_scores()  # with all edges
+    with pytest.raises(ConfigError, match=r"embedding_size=12.*multiple of 8"):
+        build("PGL", tmp_path / "b", principal_graph="global", embedding_size=12)
+
+
+def test_pgl_trains_on_a_drawn_part_of_the_edges(tmp_path):
+    model, splits = build("PGL", tmp_path, dropout=0.5, contrast_weight=1.0)
+    batch = next(iter(splits.train))
+    model.train()
+    model.before_epoch(0)
+    first = model.pruned
+    assert len(first) == 2 * int(0.3 * len(splits.parts[0]))
+    model.before_epoch(1)
+    assert not torch.equal(first.col, model.pruned.col)
+    assert model.step_loss(batch).parts["contrast"] != model.step_loss(batch).parts["contrast"]
+    a = model.pruned.csr().to_dense()
+    degree = (a > 0).sum(1)
+    row, col = a.nonzero(as_tuple=True)
+    torch.testing.assert_close(a[row, col], 1 / torch.sqrt(degree[row] * degree[col]))
+    emb = model.eval().evaluation_embeddings()
+    parts = torch.stack([users @ items.T for users, items in emb.views.values()])
+    torch.testing.assert_close(parts.sum(0), emb.users @ emb.items.T)

@@ -17,6 +17,7 @@ from mmrec_mrdib.graphs.behaviour import cooccurrence as cooccurrence
 from mmrec_mrdib.graphs.behaviour import interest_edges as interest_edges
 from mmrec_mrdib.graphs.behaviour import interest_graph as interest_graph
 from mmrec_mrdib.graphs.behaviour import interests as interests
+from mmrec_mrdib.graphs.behaviour import principal as principal
 from mmrec_mrdib.graphs.cache import cached as cached
 from mmrec_mrdib.graphs.edges import Edges as Edges
 from mmrec_mrdib.graphs.edges import degree_sensitive as degree_sensitive
