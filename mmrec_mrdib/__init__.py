@@ -23,6 +23,8 @@ _API = {
     "LATTICE": "mmrec_mrdib.models.lattice",
     "SMORE": "mmrec_mrdib.models.smore",
     "PGL": "mmrec_mrdib.models.pgl",
+    "GUME": "mmrec_mrdib.models.gume",
+    "MENTOR": "mmrec_mrdib.models.mentor",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
     "MRdIBTrainer": "mmrec_mrdib.trainer",
     "train": "mmrec_mrdib.experiment.run",  # one run: data, model, training, test, run folder

@@ -57,6 +57,12 @@ class _Frobenius(torch.autograd.Function):
         return tuple(r * scale for r, scale in zip(rows, scales, strict=True))
 
 
+def moment_gaps(*tables: Tensor) -> Tensor:
+    """Sum over pairs of tables of |var - var'| + |mean - mean'|, over all entries, the variances unbiased (GUME, MENTOR)."""
+    moments = torch.stack([torch.stack(torch.var_mean(x.float())) for x in tables])  # (tables, 2)
+    return (moments[:, None] - moments).abs().sum() / 2
+
+
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """(B,) float32 cosines of the rows of two (B, d) matrices; of a row of zeros 0."""
     return F.cosine_similarity(a.float(), b.float(), dim=1)

@@ -20,6 +20,8 @@ MODELS: dict[str, str] = {
     "LATTICE": "mmrec_mrdib.models.lattice:LATTICE",
     "SMORE": "mmrec_mrdib.models.smore:SMORE",
     "PGL": "mmrec_mrdib.models.pgl:PGL",
+    "GUME": "mmrec_mrdib.models.gume:GUME",
+    "MENTOR": "mmrec_mrdib.models.mentor:MENTOR",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

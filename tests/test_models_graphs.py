@@ -1,6 +1,7 @@
 """Models around graphs of items: SMORE, LATTICE, PGL, GUME, MENTOR. The contract, reference values, dense formulas."""
 
 import functools
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,6 +23,16 @@ class TestLATTICE(ContractTests):
 
 class TestPGL(ContractTests):
     model = "PGL"
+
+
+class TestGUME(ContractTests):
+    model = "GUME"
+    undisturbed: ClassVar = {"noise": 0.0}
+
+
+class TestMENTOR(ContractTests):
+    model = "MENTOR"
+    undisturbed: ClassVar = {"noise": 0.0}
 
 
 # Dense counterparts, (U, I) or square, padding included.
@@ -279,3 +290,122 @@ def test_pgl_trains_on_a_drawn_part_of_the_edges(tmp_path):
     emb = model.eval().evaluation_embeddings()
     parts = torch.stack([users @ items.T for users, items in emb.views.values()])
     torch.testing.assert_close(parts.sum(0), emb.users @ emb.items.T)
+
+
+def test_gume_golden(golden, tmp_path):
+    values = {
+        "train_batch_size": 64,
+        "reg_weight": 0.01,
+        "contrast_weight": 0.1,
+        "user_contrast_weight": 0.1,
+        "user_temperature": 0.2,
+    }
+    toy = Golden(golden, tmp_path, "GUME", trainable_features=True, noise=0.0, **values)
+    names = {"users": ("user_embedding.weight", toy.users), "items": ("item_id_embedding.weight", toy.items)}
+    names |= {f"fuser.hidden.{part}": f"separate_coarse.0.{part}" for part in ("weight", "bias")}
+    names["fuser.score.weight"] = "separate_coarse.2.weight"
+    for m in ("image", "text"):
+        names[f"extended.{m}"] = (f"extended_{m}_user.weight", toy.users)
+        names[f"features_{m}"] = (f"{m}_embedding.weight", toy.items)
+        for part in ("weight", "bias"):
+            names[f"encoders.{m}.{part}"] = f"{m}_reduce_dim.{part}"
+            names[f"purifiers.{m}.gate.{part}"] = f"{m}_trans_dim.0.{part}"
+            names[f"preferences.{m}.{part}"] = f"{m}_behavior.0.{part}"
+    toy.set(names)
+    nodes = torch.cat([toy.users, toy.items + 41])
+    graph = toy.model.graph.csr().to_dense()[nodes][:, nodes]
+    torch.testing.assert_close(graph, torch.from_numpy(toy.ref["norm_adj"]), rtol=0, atol=1e-6)
+    toy.check()
+    parts, term = parts_of(toy), {k: float(toy.ref[f"term:{k}"]) for k in ("bpr", "vt", "bm", "reg1", "reg2")}
+    contrasts = sum(float(toy.ref[f"term:um_{n}"]) for n in ("c", "n1", "n2"))
+    truth = {"bpr": term["bpr"], "l2": term["reg1"], "contrast": term["bm"], "moments": term["vt"]}
+    truth |= {"extended_l2": term["reg2"], "user_contrast": 0.1 * contrasts}
+    assert parts == pytest.approx(truth, abs=1e-5)
+    noise = iter(torch.from_numpy(toy.ref["noisy:in:noise"]))
+    toy.model.draw = lambda ids, width: torch.zeros(41, width).index_copy(0, toy.users, next(noise))[ids]
+    toy.model.settings = toy.model.settings.model_copy(update={"noise": 0.1})
+    noisy = parts_of(toy)
+    assert noisy["user_contrast"] - parts["user_contrast"] == pytest.approx(
+        0.1 * sum(float(toy.ref[f"noisy:term:um_{n}"]) - float(toy.ref[f"term:um_{n}"]) for n in ("n1", "n2")), abs=1e-5
+    )
+    assert sum(noisy.values()) == pytest.approx(float(toy.ref["noisy:loss"]), abs=1e-5)
+
+
+def test_gume_extends_each_modality_over_the_joint_graph(tmp_path):
+    model, splits = build("GUME", tmp_path, 3)
+    near = torch.stack([nearest(model.features(m), 10) for m in model.modalities]).all(0).fill_diagonal_(False).float()
+    assert near.any()
+    a = square(taken(model, splits))
+    a[model.n_users :, model.n_users :] = near
+    scale = inverse_root(a.sum(1))
+    a = scale[:, None] * a * scale
+    torch.testing.assert_close(model.graph.csr().to_dense(), a)
+    torch.testing.assert_close(model.user_item.csr().to_dense(), a[: model.n_users, model.n_users :])
+    views = model.evaluation_embeddings().views
+    truth = sum(light(a, torch.cat([model.extended[m], q]), 3) for m, (_, q) in views.items()) / 3
+    torch.testing.assert_close(torch.cat(model.extend(views)), truth)
+    model.train()
+    batch = next(iter(splits.train))
+    draws = {model.step_loss(batch).parts["user_contrast"].item() for _ in range(2)}
+    assert len(draws) == 2
+
+
+def test_mentor_golden(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "MENTOR", reg_weight=0.01, contrast_weight=0.01)
+    model, value = toy.model, toy.value
+    names = {"ids": ("id_feat", toy.items)}
+    for ours, theirs in (("", "{}_gcn"), ("noisy.0.", "{}_gcn_n1"), ("noisy.1.", "{}_gcn_n2"), ("guide", "id_gcn")):
+        for m, short in (("image", "v"), ("text", "t")):
+            encoder = theirs.format(short)
+            content = f"{ours}{m}.content" if ours.startswith("noisy") else f"encoders.{m}"
+            preferences = f"{ours}{m}.preferences" if ours.startswith("noisy") else f"preferences.{m}"
+            if ours == "guide":
+                content, preferences = "guide.content", "guide.preferences"
+            names[preferences] = (f"{encoder}.preference", toy.users)
+            for part in ("weight", "bias"):
+                names |= {
+                    f"{content}.0.{part}": f"{encoder}.MLP.{part}",
+                    f"{content}.2.{part}": f"{encoder}.MLP_1.{part}",
+                }
+    with torch.no_grad():
+        fusion, model.fusion = model.fusion, None  # as (U, M): the reference has (U, M, 1)
+        toy.set(names)
+        model.fusion = fusion
+        model.fusion[toy.users] = value("weight_u").squeeze(2)
+    nodes = torch.cat([toy.users, toy.items + 41])
+    rho = []
+    for hop in (1, 2):
+        of_hop = [toy.value(f"noise_{m}_n{n}_{hop}", "in") for n in (1, 2) for m in "vt"]
+        rho.append(torch.ones(72, 4, 8).index_copy(0, nodes, torch.stack(of_hop, 1)))
+    draws = iter(rho * 2)
+    model.draw = lambda shape: next(draws)
+    term = {k: float(toy.ref[f"term:{k}"]) for k in ("bpr_log2", "reg", "align", "mask_g", "mask_f")}
+    toy.ref = {**toy.ref, "loss": toy.ref["loss"] - term["mask_f"]}  # a number without a gradient
+    grads = toy.check()
+    torch.testing.assert_close(grads["fusion"][toy.users], value("weight_u", "grad").squeeze(2), rtol=1e-4, atol=1e-5)
+    truth = {"bpr": term["bpr_log2"], "l2": term["reg"], "align": term["align"], "contrast": term["mask_g"]}
+    assert parts_of(toy) == pytest.approx(truth, abs=1e-5)
+
+
+def test_mentor_contrasts_a_draw_of_users_and_items_against_all(tmp_path):
+    model, _ = build("MENTOR", tmp_path, 3, contrast_anchors=7)
+    assert torch.equal(model.anchors(8), torch.arange(1, 8))
+    drawn = model.anchors(31)
+    assert len(set(drawn.tolist())) == 7 and drawn.min() >= 1 and drawn.max() <= 30
+    model.train()
+    users, items = torch.randn(model.n_users, 6, 8), torch.randn(model.n_items, 6, 8)
+    model.anchors = lambda n: torch.tensor([2, 5, 9])
+    found = model.noisy_against_noisy(users, items)
+    truth = 0
+    for table, w in ((users, model.fusion), (items, torch.ones(model.n_items, 3))):
+        a, b = ((w[:, :, None] * part).flatten(1)[1:] for part in table.split(3, 1))
+        truth = (
+            truth
+            + F.cross_entropy(F.normalize(a) @ F.normalize(b).T / 0.2, torch.arange(len(a)), reduction="none")[
+                [1, 4, 8]
+            ].mean()
+        )
+    torch.testing.assert_close(found, truth)
+    model, splits = build("MENTOR", tmp_path / "b", contrast_weight=0.0, align_weight=0.0)
+    assert not any(n.startswith(("noisy", "guide", "ids")) for n, _ in model.named_parameters())
+    assert set(model.step_loss(next(iter(splits.train))).parts) == {"bpr", "l2"}

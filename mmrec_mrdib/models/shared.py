@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -65,6 +66,11 @@ class Fuser(nn.Module):
         scores = torch.cat([self.score(torch.tanh(self.hidden(c))) for c in views], 1)
         shares = torch.softmax(scores, 1)
         return functools.reduce(torch.add, [shares[:, m, None] * c for m, c in enumerate(views)])
+
+
+def perturbed(x: Tensor, rho: Tensor, size: float) -> Tensor:
+    """(..., d) x + size * sign(x) * rho / |rho|: noise of one length in each row's own orthant (Yu et al., SIGIR 2022)."""
+    return x + size * torch.sign(x) * F.normalize(rho, dim=-1)
 
 
 class GatedViews(MultimodalRecommender):
