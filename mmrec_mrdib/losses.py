@@ -31,7 +31,7 @@ def bpr(margins: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def squares(*rows: Tensor) -> Tensor:
     """Sum of the squares of all entries of the given matrices."""
-    return torch.stack([r.square().sum() for r in rows]).sum()
+    return torch.stack([r.float().square().sum() for r in rows]).sum()
 
 
 def frobenius(*rows: Tensor) -> Tensor:

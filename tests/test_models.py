@@ -49,7 +49,7 @@ class Golden:
     """
 
     def __init__(self, folder, tmp_path, name, modalities="image,text", **values):
-        toy, self.ref = np.load(folder / "toy.npz"), np.load(folder / f"{name}.npz")
+        toy, self.ref = np.load(folder / "toy.npz"), dict(np.load(folder / f"{name}.npz"))
         (tmp_path / "toy").mkdir()
         rows = "\n".join("\t".join(map(str, r)) for r in toy["inter"])
         (tmp_path / "toy" / "toy.inter").write_text(f"userID\titemID\tx_label\n{rows}\n")
@@ -82,6 +82,11 @@ class Golden:
         u, i, j = (torch.from_numpy(b) for b in self.ref["batch"])
         return Interaction({"user_id": self.users[u], "item_id": self.items[i], "neg_item_id": self.items[j]})
 
+    def terms(self):
+        """Each part of the loss of the batch, as a number."""
+        self.model.train()
+        return {k: v.item() for k, v in self.model.step_loss(self.batch()).parts.items()}
+
     def step(self):
         self.model.train()
         loss, grads = gradients(self.model, self.batch())
@@ -96,7 +101,6 @@ class Golden:
                 grad, self.value(theirs, "grad"), rtol=1e-4, atol=1e-5, msg=lambda m, n=ours: f"{n}: {m}"
             )
         self.check_scores()
-        return grads
 
     def check_scores(self):
         self.model.eval()

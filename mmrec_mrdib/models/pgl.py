@@ -99,7 +99,13 @@ class PGL(MultimodalRecommender):
                     f"--embedding_size={d}: PGL's global graph takes d/2 singular triplets and keeps d/8 of them; "
                     "choose a multiple of 8, or --principal_graph=local"
                 )
-            self.pruned = cached(principal, whole, d // 2, d // 8, 1e-3).both_ways().matrix()
+            spectrum = cached(principal, whole, d // 2, d // 8, 1e-3)
+            if not len(spectrum):
+                raise ConfigError(
+                    f"--embedding_size={d}: PGL's global graph of this data is empty, since it weighs by singular value "
+                    f"{d // 2 - d // 8 + 1} and later ones; choose a smaller width, or --principal_graph=local"
+                )
+            self.pruned = spectrum.both_ways().matrix()
         weights = modality_weights(settings.modality_weights, self.modalities)
         features = {m: self.features(m) for m in self.modalities}
         self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
