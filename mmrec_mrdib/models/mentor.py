@@ -126,11 +126,13 @@ class MENTOR(MultimodalRecommender):
             for encoders in self.noisy:
                 assert isinstance(encoders, nn.ModuleDict)
                 noisy += [encoder(self.features(m)) for m, encoder in encoders.items()]
-        users, items = self.spread(clean, noisy)
         m = len(enc.z)
-        views = dict(zip(enc.z, zip(users[:, :m].unbind(1), items[:, :m].unbind(1), strict=True), strict=True))
-        fused = (self.fusion[:, :, None] * users[:, :m]).flatten(1)
-        return Embeddings(fused, items[:, :m].flatten(1), views, {"users": users, "items": items})
+        sizes = [m, len(clean) - m, len(noisy)]
+        users, items = (table.split(sizes, 1) for table in self.spread(clean, noisy))
+        views = dict(zip(enc.z, zip(users[0].unbind(1), items[0].unbind(1), strict=True), strict=True))
+        fused = (self.fusion[:, :, None] * users[0]).flatten(1)
+        extra = {"guide_users": users[1], "guide_items": items[1], "noisy_users": users[2], "noisy_items": items[2]}
+        return Embeddings(fused, items[0].flatten(1), views, extra)
 
     def spread(self, clean: list[tuple[Tensor, Tensor]], noisy: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """(U, K, d) and (I, K, d) y of K encoders (P, z), side by side through one product a layer."""
@@ -155,20 +157,19 @@ class MENTOR(MultimodalRecommender):
         return torch.rand(shape, device=self.fusion.device)
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        settings, m = self.settings, len(enc.z)
-        users, items = emb.extra["users"], emb.extra["items"]
+        settings, extra = self.settings, emb.extra
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc)) / math.log(2)}
         if settings.reg_weight:
             squares = [gather_rows(p, batch.users).square().mean() for p in self.preferences.values()]
             parts["l2"] = settings.reg_weight * torch.stack([*squares, self.fusion[1:].square().mean()]).sum()
         if settings.align_weight:
-            alone = [torch.cat([users[1:, k], items[1:, k]]).repeat(1, m) for k in range(m + 1)]  # r_1 ... r_M and q
+            pairs = [*emb.views.values(), (extra["guide_users"].squeeze(1), extra["guide_items"].squeeze(1))]
+            alone = [torch.cat([u[1:], i[1:]]).repeat(1, len(enc.z)) for u, i in pairs]  # r_1 ... r_M and q
             fused = torch.cat([emb.users[1:], emb.items[1:]])
             parts["align"] = settings.align_weight * moment_gaps(fused, *alone)
         if settings.contrast_weight:
-            parts["contrast"] = settings.contrast_weight * self.noisy_against_noisy(
-                users[:, -2 * m :], items[:, -2 * m :]
-            )
+            contrast = self.noisy_against_noisy(extra["noisy_users"], extra["noisy_items"])
+            parts["contrast"] = settings.contrast_weight * contrast
         return parts
 
     def noisy_against_noisy(self, users: Tensor, items: Tensor) -> Tensor:
