@@ -224,6 +224,13 @@ def test_lattice_learns_its_graph_once_an_epoch(tmp_path):
     torch.testing.assert_close(later["items"], first["items"])
 
 
+@pytest.mark.parametrize("name", ["SMORE", "LATTICE", "PGL", "GUME"])
+def test_features_train_only_when_asked_to(tmp_path, name):
+    for asked in (False, True):
+        model, _ = build(name, tmp_path, trainable_features=asked or None)  # none: the default
+        assert ("features_a" in dict(model.named_parameters())) == asked
+
+
 def golden_pgl(golden, tmp_path, **values):
     toy = Golden(golden, tmp_path, "PGL", trainable_features=True, **{"contrast_weight": 0.1, "dropout": 0.0, **values})
     names = {f"features_{m}": (f"{m}_embedding.weight", toy.items) for m in ("image", "text")}
