@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from recbole.data.interaction import Interaction
 
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import Edges
@@ -215,6 +216,14 @@ def test_lattice_learns_its_graph_once_an_epoch(tmp_path):
     torch.testing.assert_close(later["items"], first["items"])
     model.train()  # the next epoch
     assert gradients(model, batch)[1].keys() == first.keys() and model.kept is not graph
+    # of a large catalogue, later steps encode the batch's items alone
+    small = Interaction({k: v[:4] for k, v in batch.interaction.items()})
+    model.train()
+    encoded, losses = [], []
+    for _ in range(2):
+        encoded.append(model.items_to_encode(model.batch(small)))
+        losses.append(model.calculate_loss(small).item())
+    assert encoded[0] is None and len(encoded[1]) < 9 and losses[1] == pytest.approx(losses[0], abs=1e-6)
     # with public code's zeros instead of nothing, momentum goes on
     model, _ = build("LATTICE", tmp_path, reference_momentum=True)
     model.train()
