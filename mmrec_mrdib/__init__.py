@@ -20,6 +20,11 @@ _API = {
     "FREEDOM": "mmrec_mrdib.models.freedom",
     "MGCN": "mmrec_mrdib.models.mgcn",
     "SOIL": "mmrec_mrdib.models.soil",
+    "LATTICE": "mmrec_mrdib.models.lattice",
+    "SMORE": "mmrec_mrdib.models.smore",
+    "PGL": "mmrec_mrdib.models.pgl",
+    "GUME": "mmrec_mrdib.models.gume",
+    "MENTOR": "mmrec_mrdib.models.mentor",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
     "MRdIBTrainer": "mmrec_mrdib.trainer",
     "train": "mmrec_mrdib.experiment.run",  # one run: data, model, training, test, run folder

@@ -17,6 +17,11 @@ MODELS: dict[str, str] = {
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
+    "LATTICE": "mmrec_mrdib.models.lattice:LATTICE",
+    "SMORE": "mmrec_mrdib.models.smore:SMORE",
+    "PGL": "mmrec_mrdib.models.pgl:PGL",
+    "GUME": "mmrec_mrdib.models.gume:GUME",
+    "MENTOR": "mmrec_mrdib.models.mentor:MENTOR",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

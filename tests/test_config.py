@@ -115,7 +115,7 @@ def test_unknown_datasets(name, message):
 
 
 def test_registry_files_and_properties_agree():
-    files = {p.stem for p in (paths.PACKAGE / "models").glob("*.py")} - {"__init__", "base"}
+    files = {p.stem for p in (paths.PACKAGE / "models").glob("*.py")} - {"__init__", "base", "shared"}
     assert {m.lower() for m in registry.MODELS | registry.BASELINES} == files
     for name in registry.MODELS | registry.BASELINES:
         assert registry.model_class(name).__name__ == name

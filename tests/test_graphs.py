@@ -419,3 +419,31 @@ def test_the_method_is_chosen_by_size(monkeypatch):
     for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
         graphs.nearest(torch.ones(items, 2), 3, True, method)
     assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]
+
+
+# Entries in any and in all of several graphs.
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_largest_and_common_entries(seed):
+    parts = [graphs.knn(random_features(seed + n), 4, True) for n in range(3)]
+    tables = torch.stack([dense(p) for p in parts])
+    torch.testing.assert_close(dense(graphs.largest(parts)), tables.amax(0))
+    common = (tables > 0).all(0).fill_diagonal_(False).float()
+    assert torch.equal(dense(graphs.in_all(parts)), common) and torch.equal(
+        graphs.largest(parts[:1]).values.sort().values, parts[0].values.sort().values
+    )
+
+
+# The spectrum.
+
+
+@pytest.mark.parametrize("size", [(13, 9), (90, 70)])
+def test_principal_part_of_the_spectrum(size, monkeypatch):
+    edges = random_interactions(0, *size).normalised("both")
+    u, s, v = torch.linalg.svd(dense(edges).double())
+    truth = sum(s[j] * s[4 + j] * torch.outer(u[:, j], v[j]) for j in range(2)).float()
+    assert (truth.abs() < 0.005).any()
+    truth[truth.abs() < 0.005] = 0
+    blocks_of(monkeypatch, 5 * size[1])
+    torch.testing.assert_close(dense(graphs.principal(edges, 6, 2, 0.005)), truth, rtol=1e-4, atol=1e-6)

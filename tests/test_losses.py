@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmrec_mrdib.losses import bpr, frobenius, info_nce
+from mmrec_mrdib.losses import bpr, frobenius, info_nce, moment_gaps, squares
 
 
 def test_bpr_and_frobenius():
@@ -46,3 +46,11 @@ def test_info_nce_at_a_tiny_temperature_and_of_zero_rows():
     assert zero.item() == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-5)
     zero.backward()
     assert a.grad.isfinite().all()
+
+
+def test_moment_gaps_and_squares():
+    a, b, c = torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([2.0, 4.0])
+    # variances 14/3, 1 and 2; means 3, 0 and 3
+    assert moment_gaps(a, b).item() == pytest.approx(14 / 3 - 1 + 3)
+    assert moment_gaps(a, b, c).item() == pytest.approx((14 / 3 - 1 + 3) + (14 / 3 - 2) + (1 + 3))
+    assert squares(a, b).item() == 52

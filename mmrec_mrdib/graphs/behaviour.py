@@ -1,10 +1,11 @@
-"""Graphs from interactions beyond the user-item graph itself: users with common items, and SOIL's second-order interests."""
+"""Graphs from interactions beyond the user-item graph itself: users with common items, SOIL's second-order interests, PGL's spectrum."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -118,3 +119,31 @@ def interest_edges(interactions: Edges, features: Sequence[Tensor], n: int) -> E
     rank = torch.arange(len(pool)) - torch.searchsorted(pool.rows, pool.rows)
     edges = loops + pool.kept(rank < n)
     return edges.kept(edges.values > 0).coalesced()
+
+
+def principal(normalised: Edges, rank: int, keep: int, least: float) -> Edges:
+    """(U, I) entries of sum_{j <= keep} s_j s_{rank - keep + j} u_j v_j^T that are at least `least` in size (PGL's global graph).
+
+    s_1 >= ... >= s_rank are the largest singular values of the normalised (U, I) matrix and u_j, v_j their vectors: the largest values
+    are weighted by the least of those computed. The square graph's spectrum has every s twice, so this is its part of 2 keep triplets of 2 rank.
+    Lanczos, then blocks of rows; with fewer rows or columns than 3 rank, dense.
+    """
+    matrix = normalised.scipy().astype(np.float64)
+    if min(matrix.shape) < 3 * rank:
+        u, s, vt = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        s = np.pad(s, (0, max(0, rank - len(s))))
+    else:
+        start = np.random.default_rng(0).normal(size=min(matrix.shape))
+        u, s, vt = scipy.sparse.linalg.svds(matrix, rank, v0=start)
+        u, s, vt = u[:, ::-1], s[::-1], vt[::-1]
+    keep = min(keep, len(vt))
+    left = torch.from_numpy(u[:, :keep] * (s[:keep] * s[rank - keep : rank])).float()
+    right = torch.from_numpy(vt[:keep].copy()).float()
+    rows, cols, values = [], [], []
+    for block in row_blocks(*normalised.shape):
+        entries = left[block] @ right
+        row, col = (entries.abs() >= least).nonzero(as_tuple=True)
+        rows.append(row + block.start)
+        cols.append(col)
+        values.append(entries[row, col])
+    return Edges(torch.cat(rows), torch.cat(cols), torch.cat(values), normalised.shape)

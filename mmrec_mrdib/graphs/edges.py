@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import scipy.sparse
 import torch
 from torch import Tensor
+
+from mmrec_mrdib.graphs.segments import segment_reduce
 
 if TYPE_CHECKING:
     from mmrec_mrdib.graphs.sparse import SparseMatrix
@@ -98,6 +101,27 @@ class Edges:
 
 def power(sums: Tensor, exponent: float) -> Tensor:
     return torch.where(sums > 0, sums, 1.0).pow(exponent) * (sums > 0)
+
+
+def largest(graphs: Sequence[Edges]) -> Edges:
+    """The entries that are in any of the graphs, each with its largest value there; a place is at most once in a graph."""
+    keys, inverse = torch.unique(torch.cat([_places(g) for g in graphs]), return_inverse=True)
+    values = segment_reduce(torch.cat([g.values for g in graphs]), inverse, len(keys), "max")
+    n = graphs[0].shape[1]
+    return Edges(keys // n, keys % n, values, graphs[0].shape)
+
+
+def in_all(graphs: Sequence[Edges]) -> Edges:
+    """The entries off the diagonal that are in all of the graphs, ones; a place is at most once in a graph."""
+    keys, counts = torch.unique(torch.cat([_places(g) for g in graphs]), return_counts=True)
+    n = graphs[0].shape[1]
+    rows, cols = keys // n, keys % n
+    common = Edges(rows, cols, torch.ones(len(keys), device=keys.device), graphs[0].shape)
+    return common.kept((counts == len(graphs)) & (rows != cols))
+
+
+def _places(edges: Edges) -> Tensor:
+    return edges.rows * edges.shape[1] + edges.cols
 
 
 def sample_edges(weights: Tensor, n: int) -> Tensor:

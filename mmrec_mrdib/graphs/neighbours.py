@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -72,14 +73,24 @@ EXACT_UP_TO = 50_000  # items; beyond, comparing all with all takes minutes a mo
 MIN_RECALL = 0.955  # of an approximate graph on a sample; 0.95 of the whole, but for a chance in a hundred
 
 
-def nearest(features: Tensor, k: int, weighted: bool, method: str) -> Edges:
-    """`knn` or `approximate_knn`, as `method` says, from the cache if it is there.
+def searcher(n_items: int, method: str) -> Callable[[Tensor, int, bool], Edges]:
+    """`knn` or `approximate_knn`.
 
     Args:
         method: 'exact', 'approximate', or 'auto': exact for up to 50,000 items.
     """
-    exact = method == "exact" or (method == "auto" and len(features) <= EXACT_UP_TO)
-    return cached(knn if exact else approximate_knn, features, k, weighted)
+    return knn if method == "exact" or (method == "auto" and n_items <= EXACT_UP_TO) else approximate_knn
+
+
+def nearest(features: Tensor, k: int, weighted: bool, method: str) -> Edges:
+    """What `searcher(I, method)` finds, from the cache if it is there."""
+    return cached(searcher(len(features), method), features, k, weighted)
+
+
+def mixed_neighbours(features: Mapping[str, Tensor], weights: Mapping[str, float], k: int, method: str) -> Edges:
+    """(I, I): sum_m w_m L(kNN_k(X^m)), unweighted neighbours of each modality (FREEDOM, DRAGON); see `nearest` for `method`."""
+    shares = [nearest(features[m], k, False, method).normalised("rows").scaled(w) for m, w in weights.items() if w]
+    return functools.reduce(Edges.__add__, shares)
 
 
 def approximate_knn(features: Tensor, k: int, weighted: bool) -> Edges:

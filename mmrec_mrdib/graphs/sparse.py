@@ -24,6 +24,8 @@ class SparseMatrix(nn.Module):
     Several times as fast as COO `torch.sparse.mm` and segment sums (docs/performance.md).
     """
 
+    crow: Tensor
+    col: Tensor
     values: Tensor
 
     def __init__(self, edges: Edges) -> None:
@@ -51,6 +53,11 @@ class SparseMatrix(nn.Module):
         crow, col, values = (getattr(self, prefix + name) for name in ("crow", "col", "values"))
         shape = self.shape[::-1] if transposed else self.shape
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+    def edges(self) -> Edges:
+        """The entries, sorted by row and column."""
+        rows = torch.repeat_interleave(torch.arange(self.shape[0], device=self.values.device), self.crow.diff())
+        return Edges(rows, self.col, self.values, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """A x for a (C, d) matrix, (R, d)."""

@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import Edges, SparseMatrix, nearest, propagate_mean
-from mmrec_mrdib.losses import bpr, info_nce
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
-from mmrec_mrdib.schema import Settings
+from mmrec_mrdib.models.shared import Fuser, GatedSettings, GatedViews
 
 
-class MGCNSettings(Settings):
+class MGCNSettings(GatedSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/MGCN.yaml")
 
-    embedding_size: int = Field(ge=1)
-    """d."""
-    n_layers: int = Field(ge=0)
-    """Propagations over the user-item graph."""
-    n_item_layers: int = Field(ge=0)
-    """Propagations over each modality's item-item graph."""
-    knn_k: int = Field(ge=1)
-    """Neighbours of an item in a modality's graph, itself included."""
-    knn_method: Literal["auto", "exact", "approximate"]
-    """How they are found, see `graphs.nearest`."""
-    reg_weight: float = Field(ge=0)
-    """lambda, the weight of the L2 term."""
-    contrast_weight: float = Field(ge=0)
-    """c, the weight of the contrastive losses."""
-    temperature: float = Field(gt=0)
-    """Temperature of the contrastive losses."""
-    train_batch_size: int = Field(ge=1)
-    """B of the L2 term: the configured batch size, also for a short last batch."""
-    trainable_features: bool
-    """Whether the raw features train, too (public code's way)."""
 
-
-class Purifier(nn.Module):
-    """q = E_i * sigmoid(W z + b): the behaviour-guided purifier."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(d, d)
-
-    def forward(self, items: Tensor, z: Tensor) -> Tensor:
-        return items * torch.sigmoid(self.gate(z))
-
-
-class Fuser(nn.Module):
-    """sum_m softmax_m(v . tanh(W c^m + b)) c^m: what the modalities have in common."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(d, d)
-        self.score = nn.Linear(d, 1, bias=False)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        scores = torch.cat([self.score(torch.tanh(self.hidden(c))) for c in views], 1)
-        shares = torch.softmax(scores, 1)
-        return functools.reduce(torch.add, [shares[:, m, None] * c for m, c in enumerate(views)])
-
-
-class MGCN(MultimodalRecommender):
+class MGCN(GatedViews):
     """A behaviour view over the user-item graph, a view a modality over its item-item graph, fused by behaviour.
 
     z^m = W_m x^m + b_m; q^m = L(kNN_k(X^m))^n_item_layers Purifier(E_i, z^m), the graph valued by cosines; c^m = [R q^m ; q^m];
@@ -78,35 +27,12 @@ class MGCN(MultimodalRecommender):
     Deviations: raw features are frozen (`trainable_features` for public code's way). Negative cosines of the graphs count as 0.
     """
 
-    z_in_score = "as a gate"
-    settings_class: ClassVar[type[MGCNSettings]] = MGCNSettings
-    settings: MGCNSettings
+    settings_class: ClassVar[type[GatedSettings]] = MGCNSettings
 
-    def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)
-        settings = self.settings = self.settings_class.from_config(config)
-        d = settings.embedding_size
-        self.graph, self.user_item, item_graphs = self.graphs(dataset)
-        self.item_graphs = nn.ModuleDict(item_graphs)
-        self.users = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
-        self.items = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_items, d)))
-        self.purifiers = nn.ModuleDict()
-        for m, dims in self.feature_dims.items():
-            self.encoders[m] = encoder = nn.Linear(dims, d)
-            nn.init.xavier_uniform_(encoder.weight)
-            self.purifiers[m] = Purifier(d)
-        self.build_fusion(d)
-        if settings.trainable_features:
-            self.train_features()
-
-    def graphs(self, dataset: Any) -> tuple[SparseMatrix, SparseMatrix, dict[str, SparseMatrix]]:
-        """The square user-item graph, its (U, I) block R, and each modality's item-item graph."""
-        block = self.interactions(dataset).normalised("both")
-        return block.both_ways().matrix(), block.matrix(), {m: self.knn_graph(m).matrix() for m in self.modalities}
-
-    def knn_graph(self, modality: str) -> Edges:
-        settings = self.settings
-        return nearest(self.known_features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
+    def make_encoder(self, dims: int, d: int) -> nn.Module:
+        encoder = nn.Linear(dims, d)
+        nn.init.xavier_uniform_(encoder.weight)
+        return encoder
 
     def build_fusion(self, d: int) -> None:
         several = len(self.modalities) > 1
@@ -122,38 +48,3 @@ class MGCN(MultimodalRecommender):
         for m, c in views.items():
             side = side + torch.sigmoid(self.preferences[m](content)) * (c - common)
         return side / (len(views) + 1)
-
-    def propagate(self, enc: Encoded) -> Embeddings:
-        content = propagate_mean(self.graph, torch.cat([self.users, self.items]), self.settings.n_layers)
-        views: dict[str, Tensor] = {}
-        pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for m, z in enc.z.items():
-            q = self.purifiers[m](self.items, z)
-            for _ in range(self.settings.n_item_layers):
-                q = self.item_graphs[m](q)
-            pairs[m] = (self.user_item(q), q)
-            views[m] = torch.cat(pairs[m])
-        side = self.side(content, views)
-        users, items = (content + side).split([self.n_users, self.n_items])
-        return Embeddings(users, items, pairs, {"content": content, "side": side})
-
-    def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
-        if self.settings.reg_weight:
-            u, (i, j) = batch.users_of(emb.users, enc), batch.items_of(emb.items, enc)
-            squares = torch.stack([x.square().sum() for x in (u, i, j)]).sum()
-            parts["l2"] = self.settings.reg_weight / (2 * self.settings.train_batch_size) * squares
-        if self.settings.contrast_weight:
-            parts["contrast"] = self.settings.contrast_weight * self.side_against_content(emb, batch)
-        return parts
-
-    def side_against_content(self, emb: Embeddings, batch: Batch) -> Tensor:
-        """InfoNCE of side against content, of the batch's positive items and of its users."""
-        (content_u, content_i), (side_u, side_i) = self.halves(emb)
-        t = self.settings.temperature
-        of_items = info_nce(side_i, content_i, batch.positive, batch.positive, t)
-        return of_items + info_nce(side_u, content_u, batch.users, batch.users, t)
-
-    def halves(self, emb: Embeddings) -> list[tuple[Tensor, ...]]:
-        """(users, items) of content and of side."""
-        return [emb.extra[name].split([self.n_users, self.n_items]) for name in ("content", "side")]

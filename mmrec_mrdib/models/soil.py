@@ -13,10 +13,11 @@ from mmrec_mrdib.errors import DataError
 from mmrec_mrdib.graphs import Edges, SparseMatrix, cached, interest_edges, interest_graph, interests
 from mmrec_mrdib.losses import info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded
-from mmrec_mrdib.models.mgcn import MGCN, Fuser, MGCNSettings
+from mmrec_mrdib.models.mgcn import MGCN
+from mmrec_mrdib.models.shared import Fuser, GatedSettings
 
 
-class SOILSettings(MGCNSettings):
+class SOILSettings(GatedSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/SOIL.yaml")
 
     cross_weight: float = Field(ge=0)
@@ -43,7 +44,7 @@ class SOIL(MGCN):
     looked up by the item's id (`reference_block`).
     """
 
-    settings_class: ClassVar[type[MGCNSettings]] = SOILSettings
+    settings_class: ClassVar[type[GatedSettings]] = SOILSettings
     settings: SOILSettings
 
     def graphs(self, dataset: Any) -> tuple[SparseMatrix, SparseMatrix, dict[str, SparseMatrix]]:
