@@ -13,6 +13,7 @@ from mmrec_mrdib.errors import ConfigError, did_you_mean
 MODELS: dict[str, str] = {
     "VBPR": "mmrec_mrdib.models.vbpr:VBPR",
     "MMGCN": "mmrec_mrdib.models.mmgcn:MMGCN",
+    "GRCN": "mmrec_mrdib.models.grcn:GRCN",
     "DualGNN": "mmrec_mrdib.models.dualgnn:DualGNN",
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmrec_mrdib import graphs
-from mmrec_mrdib.graphs import Edges, behaviour, neighbours, segments
+from mmrec_mrdib.graphs import Edges, Pattern, behaviour, neighbours, segments
 
 SEEDS = range(5)
 
@@ -419,3 +419,30 @@ def test_the_method_is_chosen_by_size(monkeypatch):
     for items, method in ((10, "auto"), (11, "auto"), (11, "exact"), (5, "approximate")):
         graphs.nearest(torch.ones(items, 2), 3, True, method)
     assert built == ["knn", "approximate_knn", "knn", "approximate_knn"]
+
+
+def test_pattern_is_a_sparse_matrix_with_learnt_values():
+    torch.manual_seed(0)
+    places = torch.randperm(7 * 5)[:12]
+    pattern = Pattern(Edges(places // 5, places % 5, torch.ones(12), (7, 5)))
+    rows, cols = pattern.rows, pattern.cols
+    where = torch.zeros(7, 5, dtype=torch.bool).index_put_((rows, cols), torch.tensor(True))
+    assert len(pattern) == 12 == where.sum()
+    a, b = torch.randn(7, 3), torch.randn(5, 3)
+
+    def outcome(by_hand):
+        u, i = a.clone().requires_grad_(), b.clone().requires_grad_()
+        if by_hand:
+            scores = (u @ i.T).masked_fill(~where, -torch.inf)
+            by_row, by_col = (torch.softmax(scores, dim).nan_to_num() for dim in (1, 0))
+            x, y = by_row @ i, by_col.T @ u
+        else:
+            scores = pattern.dots(u, i)
+            x = pattern.product(pattern.softmax(scores), i)
+            y = pattern.product(pattern.softmax(scores, transposed=True), u, transposed=True)
+        (x.square().sum() + (y * b).sum()).backward()
+        return x.detach(), y.detach(), u.grad, i.grad
+
+    for ours, truth in zip(outcome(False), outcome(True), strict=True):
+        assert torch.isfinite(truth).all()
+        torch.testing.assert_close(ours, truth)

@@ -7,7 +7,7 @@ padding of users and of items, and never has an edge.
     interactions -> Edges.normalised("both").both_ways().matrix()      the symmetrically normalised user-item graph
     nearest(features, 10, True, "auto").normalised("rows").matrix()    an item-item graph from features
 
-Rooms: edges (build, normalise, prune), sparse (multiply, propagate), neighbours (from features), behaviour (from interactions),
+Rooms: edges (build, normalise, prune), sparse (multiply, propagate), learnt (values with gradients), neighbours (from features), behaviour (from interactions),
 segments, cache. Nothing here holds items x items or users x users entries: similarities are made in blocks of rows.
 """
 
@@ -21,6 +21,7 @@ from mmrec_mrdib.graphs.cache import cached as cached
 from mmrec_mrdib.graphs.edges import Edges as Edges
 from mmrec_mrdib.graphs.edges import degree_sensitive as degree_sensitive
 from mmrec_mrdib.graphs.edges import sample_edges as sample_edges
+from mmrec_mrdib.graphs.learnt import Pattern as Pattern
 from mmrec_mrdib.graphs.neighbours import approximate_knn as approximate_knn
 from mmrec_mrdib.graphs.neighbours import knn as knn
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
