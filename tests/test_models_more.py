@@ -1,10 +1,14 @@
-"""GRCN, SLMRec: the contract, reference values, and what is particular to each."""
+"""GRCN, SLMRec, DA-MRS: the contract, reference values, and what is particular to each."""
 
 import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.models import damrs as damrs_module
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
+from mmrec_mrdib.testing.toy import write_mmrec
 from tests.test_models import Golden
 
 SHORT = {"image": "v", "text": "t"}  # the reference's names
@@ -145,3 +149,84 @@ def test_slmrec_channels_by_hand(tmp_path, layers):
         losses.append(torch.nn.functional.cross_entropy(logits, torch.arange(len(ids))))
     assert third.shape[1] == 4
     torch.testing.assert_close(model.chain(emb, batch), losses)
+
+
+class TestDAMRS(ContractTests):
+    model = "DAMRS"
+    idle = ("encoders.",)
+
+
+def by_item(toy, matrix):
+    """A (30, 30) matrix by original ids in our order, with the padding's row and column."""
+    out = torch.zeros(31, 31)
+    out[toy.items[:, None], toy.items] = torch.as_tensor(matrix)
+    return out
+
+
+def damrs(golden, tmp_path, **values):
+    toy = Reference(golden, tmp_path, "DAMRS", **values)
+    # two of equal counts may come in any order: the reference's
+    rows, cols, _ = torch.from_numpy(toy.ref["in:behaviour_edges"]).T
+    own = torch.arange(30)
+    edges = Edges(toy.items[torch.cat([rows, own])], toy.items[torch.cat([cols, own])], torch.ones(90), (31, 31))
+    toy.model.item_graphs[2] = edges.normalised("rows").matrix()
+    names = {"users": ("user_embedding.weight", toy.users), "items": ("item_id_embedding.weight", toy.items)}
+    toy.set(names | layer_names({"encoders.image": "image_trs", "encoders.text": "text_trs"}))
+    toy.names = {n: at for n, at in toy.names.items() if n in names}
+    return toy
+
+
+def test_damrs_golden(golden, tmp_path):
+    toy = damrs(golden, tmp_path, knn_k=4, discrimination_weight=0.1)
+    for graph, name in zip(toy.model.item_graphs, ("K_v", "K_t", "in:K_s"), strict=True):
+        torch.testing.assert_close(graph.csr().to_dense(), by_item(toy, toy.ref[name]))
+    parts = toy.losses()
+    assert parts["bpr"] == pytest.approx(toy.term("bpr_weighted"), abs=1e-6)
+    assert parts["align"] == pytest.approx(toy.term("kl"), abs=1e-6)
+    assert parts["discriminate"] == pytest.approx(0.1 * toy.term("nd"), abs=1e-6)
+    batch = toy.model.batch(toy.interaction)
+    emb = toy.model.forward_batch(batch)[1]
+    h = torch.nn.functional.normalize(emb.extra["h"], dim=-1)
+    for value, name in zip(damrs_module.discrimination(h, batch.items), "vts", strict=True):
+        assert value.item() == pytest.approx(toy.term(f"nd_{name}"), abs=5e-6)
+    for ours, name in zip(damrs_module.weights(emb.users, h, batch), ("w_pos", "w_neg"), strict=True):
+        torch.testing.assert_close(ours, torch.from_numpy(toy.ref[f"term:{name}"]).float(), rtol=0, atol=1e-6)
+    toy.check_gradients()
+    toy.check_scores()
+    assert not any(n.startswith("encoders") for n in toy.grads)
+
+
+def test_damrs_golden_with_other_settings(golden, tmp_path):
+    settings = {"knn_k": 10, "n_item_layers": 2, "n_layers": 3, "alignment_weight": 0.5, "discrimination_weight": 1.0}
+    toy = damrs(golden, tmp_path, **settings)
+    assert sum(toy.losses().values()) == pytest.approx(float(toy.ref["k10:loss"]), abs=1e-5)
+    toy.check_scores("k10:scores")
+
+
+def test_damrs_discrimination_is_its_formula_in_any_blocks(monkeypatch):
+    torch.manual_seed(0)
+    h = torch.nn.functional.normalize(torch.randn(3, 31, 6, dtype=torch.double), dim=-1)
+    h[:, 0] = 0
+    ids = torch.tensor([1, 4, 5, 9, 30])
+    monkeypatch.setattr(damrs_module, "BLOCK", 2 * 31)
+    ours, truth = h.clone().requires_grad_(), h.clone().requires_grad_()
+    values = damrs_module.discrimination(ours, ids)
+    cos = truth[:, ids] @ truth[:, 1:].transpose(1, 2)
+    shares = torch.softmax(cos, -1)
+    dense = []
+    for c, q in zip(cos, shares, strict=True):
+        e = torch.exp(c / 0.2)
+        near = torch.zeros_like(e).scatter(1, (shares.sum(0) + q).topk(10).indices, 1)
+        others = torch.zeros_like(e).scatter(1, q.masked_fill(near > 0, -1).topk(10).indices, 1)
+        j, o, rest = (e * near).sum(1), (e * others).sum(1), (e * (1 - near)).sum(1)
+        dense.append((-torch.log(j / (j + rest) + 1e-9) - torch.log(o / rest + 1e-9)).mean())
+    torch.testing.assert_close(values, torch.stack(dense))
+    factors = torch.tensor([0.3, 1.0, -2.0], dtype=torch.double)
+    (values * factors).sum().backward(), (torch.stack(dense) * factors).sum().backward()
+    torch.testing.assert_close(ours.grad, truth.grad)
+
+
+def test_damrs_needs_two_lists_of_neighbours(tmp_path):
+    write_mmrec(tmp_path / "toy", users=20, items=19, dims={"a": 3})
+    with pytest.raises(DataError, match="needs 20 items or more, found 19"):
+        build("DAMRS", tmp_path, 1)

@@ -22,6 +22,7 @@ from mmrec_mrdib.graphs.edges import Edges as Edges
 from mmrec_mrdib.graphs.edges import degree_sensitive as degree_sensitive
 from mmrec_mrdib.graphs.edges import sample_edges as sample_edges
 from mmrec_mrdib.graphs.learnt import Pattern as Pattern
+from mmrec_mrdib.graphs.neighbours import agreeing_knn as agreeing_knn
 from mmrec_mrdib.graphs.neighbours import approximate_knn as approximate_knn
 from mmrec_mrdib.graphs.neighbours import knn as knn
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
