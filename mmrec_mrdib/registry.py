@@ -20,6 +20,7 @@ MODELS: dict[str, str] = {
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
     "DAMRS": "mmrec_mrdib.models.damrs:DAMRS",
+    "MMGCF": "mmrec_mrdib.models.mmgcf:MMGCF",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

@@ -1,11 +1,11 @@
-"""GRCN, SLMRec, DA-MRS: the contract, reference values, and what is particular to each."""
+"""GRCN, SLMRec, DA-MRS, MMGCF: the contract, reference values, and what is particular to each."""
 
 import pytest
 import torch
 from recbole.data.interaction import Interaction
 
 from mmrec_mrdib.errors import DataError
-from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.graphs import Edges, sparse
 from mmrec_mrdib.models import damrs as damrs_module
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
 from mmrec_mrdib.testing.toy import write_mmrec
@@ -230,3 +230,56 @@ def test_damrs_needs_two_lists_of_neighbours(tmp_path):
     write_mmrec(tmp_path / "toy", users=20, items=19, dims={"a": 3})
     with pytest.raises(DataError, match="needs 20 items or more, found 19"):
         build("DAMRS", tmp_path, 1)
+
+
+class TestMMGCF(ContractTests):
+    model = "MMGCF"
+
+
+def mmgcf(golden, tmp_path, fusion, weighting, **values):
+    values = {"reg_weight": 0.1, "edge_dropout": 0.0, "fusion": fusion, "fusion_weighting": weighting} | values
+    toy = Reference(golden, tmp_path, "MMGCF", **values)
+    names = {"users": ("user_embedding.weight", toy.users), "items": ("item_id_embedding.weight", toy.items)}
+    layers = {"encoders.image": "image_trs", "encoders.text": "text_trs"}
+    if weighting == "alpha":
+        names["alpha"] = ("mm_alpha", ())
+    if fusion == "concat":
+        layers["join"] = "id_mm_concat_layer" if weighting == "equal" else "all_concat_layer"
+    if fusion == "concat" and weighting == "equal":
+        layers["join_modalities"] = "mm_concat_layer"
+    toy.set(names | layer_names(layers))
+    return toy
+
+
+def test_mmgcf_golden(golden, tmp_path):
+    toy = mmgcf(golden, tmp_path, "concat", "alpha")
+    parts = toy.losses()
+    assert parts["bpr"] == pytest.approx(toy.term("bpr"), abs=1e-6)
+    assert parts["l2"] == pytest.approx(0.1 * toy.term("reg"), abs=1e-6)
+    toy.check_gradients()
+    toy.check_scores()
+
+
+@pytest.mark.parametrize("fusion", ["mean", "sum", "concat"])
+@pytest.mark.parametrize("weighting", ["equal", "alpha", "normalized"])
+def test_mmgcf_fusions(golden, tmp_path, fusion, weighting):
+    toy = mmgcf(golden, tmp_path, fusion, weighting)
+    assert sum(toy.losses().values()) == pytest.approx(float(toy.ref[f"{fusion}.{weighting}:loss"]), abs=1e-6)
+    toy.check_scores(f"{fusion}.{weighting}:scores")
+    for m, pair in toy.model.evaluation_embeddings().views.items():
+        assert fusion != "concat" and pair[1].shape == (31, 8), m
+
+
+def test_mmgcf_trains_on_a_pruned_graph(golden, tmp_path, monkeypatch):
+    toy = mmgcf(golden, tmp_path, "sum", "equal", edge_dropout=0.5)
+    model, (u, i) = toy.model, torch.from_numpy(toy.ref["drop:in:kept_edges"]).T
+    whole = model.graph.csr().to_dense()[: model.n_users, model.n_users :] > 0
+    kept = torch.zeros_like(whole)
+    kept[toy.users[u], toy.items[i]] = True
+    which = kept[model.pruner.users, model.pruner.items].nonzero().flatten()
+    asked = []
+    monkeypatch.setattr(sparse, "sample_edges", lambda weights, n: asked.append(n) or which)
+    model.before_epoch(0)
+    assert asked == [127] == [len(which)] and whole.sum() == 255
+    assert sum(toy.losses().values()) == pytest.approx(float(toy.ref["drop:loss"]), abs=1e-6)
+    toy.check_scores("sum.equal:scores")

@@ -53,8 +53,9 @@ class DAMRS(MultimodalRecommender):
     G^m: the k nearest items in modality m of those that all modalities find nearer than average (`graphs.agreeing_knn`); G^behaviour:
     the item itself and the 2 with most users in common, at least 2. All binary and frozen.
     Loss: weighted BPR + lambda_kl alignment + lambda_nd discrimination, over the batch and its distinct users and items.
-    - BPR: -w+ ln sigmoid(s_ui - s_uj) - w- ln sigmoid(s_uj - s_ui). With a_g = sigmoid <e_u, h^g / |h^g|>, w+ = mean_g a_g(i) e^(-2 var_g a_g(i)),
-      w- = max_g a_g(j) - nu where mean_g a_g(j) < nu, nu the mean of all a_g(j); both within [0, 1], without gradient.
+    - BPR: -w+ ln sigmoid(s_ui - s_uj) - w- ln sigmoid(s_uj - s_ui). With a_g = sigmoid <e_u, h_i^g / |h_i^g|>, w+ = mean_g a_g e^(-2 var_g a_g);
+      w- = max_g a_g - nu where mean_g a_g < nu, nu the mean of a_g over views and negatives of the batch: a positive that content thinks
+      less of than of a negative. Both within [0, 1], without gradient.
     - Alignment: mean over users x items of KL(p || q) + KL(q || p), p = sigmoid <e_u, e_i / |e_i|>, q = sigmoid <e_u, h_i / |h_i|>.
     - Discrimination, mean over views g and items: -ln(J / all) - ln(O / (all - J)), sums of e^(cos(h_i^g, h_j^g) / 0.2) over all items j, over the
       10 of largest Q_g + sum_g' Q_g', Q_g the softmax over j of the cosines, and over the 10 others of largest Q_g.
@@ -142,15 +143,15 @@ def taken_together(interactions: Edges) -> Edges:
 
 
 def weights(users: Tensor, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B,) w+ of the pairs' positives and w- of their negatives, from (U, d) users and (M + 1, I, d) views of length 1."""
+    """(B,) w+ and w- of the pairs, from (U, d) users and (M + 1, I, d) views of length 1."""
     assert batch.negative is not None
     u = gather_rows(users, batch.users)
     of_positive, of_negative = (
         torch.sigmoid((h.index_select(1, items) * u).sum(-1)) for items in (batch.positive, batch.negative)
     )
-    liked = of_positive.mean(0) * torch.exp(-2 * of_positive.var(0))
-    usual = of_negative.mean()
-    disliked = (of_negative.amax(0) - usual) * (of_negative.mean(0) < usual)
+    mean, usual = of_positive.mean(0), of_negative.mean()
+    liked = mean * torch.exp(-2 * of_positive.var(0))
+    disliked = (of_positive.amax(0) - usual) * (mean < usual)
     return liked.clamp(0, 1), disliked.clamp(0, 1)
 
 
