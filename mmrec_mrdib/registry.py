@@ -15,6 +15,7 @@ MODELS: dict[str, str] = {
     "MMGCN": "mmrec_mrdib.models.mmgcn:MMGCN",
     "GRCN": "mmrec_mrdib.models.grcn:GRCN",
     "DualGNN": "mmrec_mrdib.models.dualgnn:DualGNN",
+    "MVGAE": "mmrec_mrdib.models.mvgae:MVGAE",
     "SLMRec": "mmrec_mrdib.models.slmrec:SLMRec",
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",

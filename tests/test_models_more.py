@@ -1,4 +1,4 @@
-"""GRCN, SLMRec, DA-MRS, MMGCF: the contract, reference values, and what is particular to each."""
+"""GRCN, SLMRec, DA-MRS, MMGCF, MVGAE: the contract, reference values, and what is particular to each."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from recbole.data.interaction import Interaction
 from mmrec_mrdib.errors import DataError
 from mmrec_mrdib.graphs import Edges, sparse
 from mmrec_mrdib.models import damrs as damrs_module
+from mmrec_mrdib.models import mvgae as mvgae_module
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
 from mmrec_mrdib.testing.toy import write_mmrec
 from tests.test_models import Golden
@@ -283,3 +284,74 @@ def test_mmgcf_trains_on_a_pruned_graph(golden, tmp_path, monkeypatch):
     assert asked == [127] == [len(which)] and whole.sum() == 255
     assert sum(toy.losses().values()) == pytest.approx(float(toy.ref["drop:loss"]), abs=1e-6)
     toy.check_scores("sum.equal:scores")
+
+
+class TestMVGAE(ContractTests):
+    model = "MVGAE"
+    undisturbed = {"dropout": 0, "noise_scale": 0}
+
+
+class MVGAEReference(Reference):
+    """Its tables are untrained, its convolutions' weights in x out, its loss is taken with item ids that have their offset."""
+
+    def value(self, name, kind="param"):
+        if name.endswith((".preference", "collaborative")):
+            kind = kind.replace("param", "fixed").replace("grad", "fixedgrad")
+        value = super().value(name, kind)
+        return value.T if "conv_embed" in name and value.dim() == 2 else value
+
+
+def mvgae(golden, tmp_path, **values):
+    values = {"hidden_size": 16, "dropout": 0, "noise_scale": 0, "kl_weight": 0.1, "reference_margin": True} | values
+    toy = MVGAEReference(golden, tmp_path, "MVGAE", **values)
+    names, layers = {"items": ("collaborative", toy.items)}, {"embed": "c_gcn.MLP"}
+    layers |= {f"encoders.{m}": f"{theirs}_gcn.MLP" for m, theirs in SHORT.items()}
+    for n, theirs in enumerate("vtc"):
+        names[f"channels.{n}.preference"] = (f"{theirs}_gcn.preference", toy.users)
+        layers |= {f"channels.{n}.conv": f"{theirs}_gcn.conv_embed_1", f"channels.{n}.dense": f"{theirs}_gcn.g_layer1"}
+        for head, number in (("mean", 4), ("log_var", 5)):
+            parts = {"conv": "conv_embed_", "dense": "g_layer", "skip": "linear_layer"}
+            layers |= {f"channels.{n}.{head}.{a}": f"{theirs}_gcn.{b}{number}" for a, b in parts.items()}
+    toy.set(names | layer_names(layers))
+    return toy
+
+
+def test_mvgae_golden(golden, tmp_path):
+    toy = mvgae(golden, tmp_path)
+    parts = toy.losses()
+    assert sum(parts.values()) == pytest.approx(float(toy.ref["offset:loss"]), rel=1e-6)
+    batch = toy.model.batch(toy.interaction)
+    enc, emb = toy.model.forward_batch(batch)
+    kl = 0.1 * toy.model.rates(emb)
+    assert kl[0].item() == pytest.approx(0.1 * float(toy.ref["offset:term:kl_fused"]), rel=1e-6)
+    pairs = {"fused": (emb.users, emb.items), "v": emb.views["image"], "t": emb.views["text"]}
+    pairs["c"] = emb.extra["id_users"], emb.extra["id_items"]
+    for (name, pair), rate in zip(pairs.items(), kl, strict=True):
+        term = toy.model.reconstruction(*pair, batch, enc) + rate
+        assert term.item() == pytest.approx(float(toy.ref[f"offset:term:{name}"]), rel=1e-6)
+    for ours, n in (("mean", "mu"), ("log_var", "logvar")):
+        for row, theirs in ((0, n), (1, f"v_{n}")):
+            close(emb.extra[ours][row][nodes(toy)].detach(), torch.from_numpy(toy.ref[theirs]), theirs)
+    toy.check_gradients("offset:grad")
+    toy.check_scores()
+
+
+def test_mvgae_noise(golden, tmp_path, monkeypatch):
+    toy = mvgae(golden, tmp_path, noise_scale=0.1)
+    noise = torch.zeros(4, toy.model.n_users + toy.model.n_items, 8)
+    noise[:, nodes(toy)] = torch.from_numpy(toy.ref["noisy:in:eps"])
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise)
+    assert sum(toy.losses().values()) == pytest.approx(float(toy.ref["noisy:offset:loss"]), rel=1e-6)
+    toy.check_scores()  # without noise
+
+
+def test_mvgae_pairs_are_judged_by_their_own_negative(tmp_path):
+    model, splits = build("MVGAE", tmp_path)
+    batch = model.batch(next(iter(splits.train)))
+    enc, emb = model.forward_batch(batch)
+    scores = emb.users @ emb.items.T
+    margins = scores[batch.users, batch.positive] - scores[batch.users, batch.negative]
+    loss = model.reconstruction(emb.users, emb.items, batch, enc)
+    torch.testing.assert_close(loss, -torch.log2(torch.sigmoid(margins)).sum())
+    top = scores[batch.users][:, batch.negative].max(1).values
+    torch.testing.assert_close(mvgae_module.highest(emb.users[batch.users], emb.items, batch), top)
