@@ -114,10 +114,10 @@ class MVGAE(MultimodalRecommender):
         if self.training and self.settings.noise_scale:
             noise = torch.randn_like(mean)
             t = mean + self.settings.noise_scale * noise * (log_var.clamp(max=MAX_LOG_VAR) / 2).exp()
-        pairs = [x.split([self.n_users, self.n_items]) for x in torch.sigmoid(t)]
+        pairs: list[tuple[Tensor, Tensor]] = [(x[: self.n_users], x[self.n_users :]) for x in torch.sigmoid(t)]
         views = dict(zip(enc.z, pairs[1:-1], strict=True))
         extra = {"mean": mean, "log_var": log_var, "id_users": pairs[-1][0], "id_items": pairs[-1][1]}
-        return Embeddings(*pairs[0], views, extra)
+        return Embeddings(pairs[0][0], pairs[0][1], views, extra)
 
     def latents(self, sides: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(M + 1, N, d) means and log variances of the channels, from the items' side of each (I, h)."""
