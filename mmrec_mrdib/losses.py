@@ -73,20 +73,23 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=1)
 
 
-def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float, cosine: bool = True) -> Tensor:
     """InfoNCE with in-batch negatives: mean over n of -ln(exp(c_nn / t) / sum_n' exp(c_nn' / t)), in nats.
 
-    c_nn' is the cosine of a[rows[n]] and b[cols[n']]. A batch names the same user or item many times; the sum is taken over
+    c_nn' is the cosine of a[rows[n]] and b[cols[n']], or their inner product. A batch names the same user or item many times; the sum is taken over
     the distinct ones with their multiplicities, which is the same value for a fraction of the B x B products.
 
     Args:
         a: (R, d) and b: (C, d) tables.
         rows, cols: (B,) ids of the pairs; the same tensor where both tables are of the same things.
         temperature: t.
+        cosine: whether lengths do not count.
     """
     a_ids, a_counts, a_at = _distinct(rows, len(a))
     b_ids, b_counts, b_at = (a_ids, a_counts, a_at) if cols is rows else _distinct(cols, len(b))
-    a, b = F.normalize(gather_rows(a, a_ids).float()), F.normalize(gather_rows(b, b_ids).float())
+    a, b = gather_rows(a, a_ids).float(), gather_rows(b, b_ids).float()
+    if cosine:
+        a, b = F.normalize(a), F.normalize(b)
     weights = a_counts / len(rows)
     if cols is rows:
         positive = ((a * b).sum(1) * weights).sum()

@@ -13,7 +13,10 @@ from mmrec_mrdib.errors import ConfigError, did_you_mean
 MODELS: dict[str, str] = {
     "VBPR": "mmrec_mrdib.models.vbpr:VBPR",
     "MMGCN": "mmrec_mrdib.models.mmgcn:MMGCN",
+    "GRCN": "mmrec_mrdib.models.grcn:GRCN",
     "DualGNN": "mmrec_mrdib.models.dualgnn:DualGNN",
+    "MVGAE": "mmrec_mrdib.models.mvgae:MVGAE",
+    "SLMRec": "mmrec_mrdib.models.slmrec:SLMRec",
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
@@ -22,6 +25,8 @@ MODELS: dict[str, str] = {
     "PGL": "mmrec_mrdib.models.pgl:PGL",
     "GUME": "mmrec_mrdib.models.gume:GUME",
     "MENTOR": "mmrec_mrdib.models.mentor:MENTOR",
+    "DAMRS": "mmrec_mrdib.models.damrs:DAMRS",
+    "MMGCF": "mmrec_mrdib.models.mmgcf:MMGCF",
 }
 # Without features; in place of RecBole's model of that name.
 BASELINES: dict[str, str] = {

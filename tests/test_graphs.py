@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmrec_mrdib import graphs
-from mmrec_mrdib.graphs import Edges, behaviour, neighbours, segments
+from mmrec_mrdib.graphs import Edges, Pattern, behaviour, neighbours, segments
 
 SEEDS = range(5)
 
@@ -447,3 +447,50 @@ def test_principal_part_of_the_spectrum(size, monkeypatch):
     truth[truth.abs() < 0.005] = 0
     blocks_of(monkeypatch, 5 * size[1])
     torch.testing.assert_close(dense(graphs.principal(edges, 6, 2, 0.005)), truth, rtol=1e-4, atol=1e-6)
+
+
+def test_pattern_is_a_sparse_matrix_with_learnt_values():
+    torch.manual_seed(0)
+    places = torch.randperm(7 * 5)[:12]
+    pattern = Pattern(Edges(places // 5, places % 5, torch.ones(12), (7, 5)))
+    rows, cols = pattern.rows, pattern.cols
+    where = torch.zeros(7, 5, dtype=torch.bool).index_put_((rows, cols), torch.tensor(True))
+    assert len(pattern) == 12 == where.sum()
+    a, b = torch.randn(7, 3), torch.randn(5, 3)
+
+    def outcome(by_hand):
+        u, i = a.clone().requires_grad_(), b.clone().requires_grad_()
+        if by_hand:
+            scores = (u @ i.T).masked_fill(~where, -torch.inf)
+            by_row, by_col = (torch.softmax(scores, dim).nan_to_num() for dim in (1, 0))
+            x, y = by_row @ i, by_col.T @ u
+        else:
+            scores = pattern.dots(u, i)
+            x = pattern.product(pattern.softmax(scores), i)
+            y = pattern.product(pattern.softmax(scores, transposed=True), u, transposed=True)
+        (x.square().sum() + (y * b).sum()).backward()
+        return x.detach(), y.detach(), u.grad, i.grad
+
+    for ours, truth in zip(outcome(False), outcome(True), strict=True):
+        assert torch.isfinite(truth).all()
+        torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_agreeing_neighbours_are_nearer_than_average_in_every_modality(monkeypatch, seed):
+    features = [random_features(seed, 12, 3), random_features(seed + 50, 12, 4, zero=[5])]
+    cosines = [torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T for x in features]
+    keep = torch.ones(12, 12, dtype=torch.bool)
+    for c in cosines:
+        keep &= c >= c[1:, 1:].mean()
+    keep[[0, 5]] = keep[:, [0, 5]] = False
+    blocks_of(monkeypatch, 30)
+    for which, c in enumerate(cosines):
+        ours = dense(graphs.agreeing_knn(features, which, 2))
+        truth = torch.zeros(12, 12)
+        for row in range(1, 12):
+            ids = keep[row].nonzero().flatten()
+            truth[row, ids[c[row, ids].topk(min(2, len(ids))).indices]] = 1
+        truth[5, 5] = 1
+        torch.testing.assert_close(ours, truth)
+        assert keep.sum(1)[1:5].min() < 2 < keep.sum(1).max() or seed  # both cases occur

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -170,3 +170,32 @@ def _spherical_kmeans(rows: Tensor, k: int, generator: torch.Generator, rounds: 
         lengths = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
         centres = torch.where(lengths > 0, sums / lengths, centres)
     return centres
+
+
+def agreeing_knn(features: Sequence[Tensor], which: int, k: int) -> Edges:
+    """(I, I), ones: `knn` of the features numbered `which`, among the items that all features agree on (DA-MRS).
+
+    An item survives in a row where in every modality its cosine is at least that modality's mean over all pairs of items, which is
+    |mean of the unit rows|^2. Rows have fewer than k where fewer survive; a row without any keeps itself, as do items that lack a
+    modality.
+    """
+    n = len(features[0])
+    scales = [inverse_norms(x) for x in features]
+    known = torch.stack(scales).amin(0) > 0
+    means = [(x.T @ scale).square().sum() / (n - 1) ** 2 for x, scale in zip(features, scales, strict=True)]
+    rows, cols = [], []
+    for block in row_blocks(n, (len(features) + 1) * n):
+        keep = known[block, None] & known
+        for number, (x, scale, mean) in enumerate(zip(features, scales, means, strict=True)):
+            cosines = cosines_to_all(x, scale, block)
+            keep &= cosines >= mean
+            if number == which:
+                own = cosines
+        top = torch.topk(own.masked_fill_(~keep, -torch.inf), min(k, n), dim=1)
+        row, at = (top.values > -torch.inf).nonzero(as_tuple=True)
+        rows.append(row + block.start)
+        cols.append(top.indices[row, at])
+    found = torch.cat(rows)
+    alone = (torch.bincount(found, minlength=n) == 0).nonzero().flatten()[1:]  # the padding has nothing
+    places = torch.cat([found, alone]), torch.cat([torch.cat(cols), alone])
+    return Edges(*places, torch.ones(len(places[0]), device=found.device), (n, n))

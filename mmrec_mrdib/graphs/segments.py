@@ -42,5 +42,5 @@ def _native_reduce(values: Tensor, index: Tensor, size: int, reduce: str) -> Ten
 def segment_softmax(scores: Tensor, index: Tensor, size: int) -> Tensor:
     """Softmax of (E,) or (E, h) scores within each segment; the values of a segment sum to 1."""
     top = segment_reduce(scores.detach(), index, size, "max")
-    weights = torch.exp(scores - top[index])
-    return weights / segment_reduce(weights, index, size, "sum")[index]
+    weights = torch.exp(scores - top.index_select(0, index))
+    return weights / segment_reduce(weights, index, size, "sum").index_select(0, index)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmrec_mrdib.graphs.edges import Edges
+from mmrec_mrdib.graphs.edges import Edges, degree_sensitive, sample_edges
 
 with warnings.catch_warnings():  # PyTorch says once a process that CSR tensors are in beta: here, where nobody listens
     warnings.simplefilter("ignore")
@@ -74,6 +74,35 @@ class SparseMatrix(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {len(self)} entries"
+
+
+class Pruner(nn.Module):
+    """Draws some of a user-item graph's edges, and makes of them its symmetric form, normalised by their own degrees.
+
+    Args:
+        interactions: (U, I).
+    """
+
+    users: Tensor
+    items: Tensor
+    weights: Tensor
+
+    def __init__(self, interactions: Edges) -> None:
+        super().__init__()
+        self.shape = interactions.shape
+        self.register_buffer("users", interactions.rows, persistent=False)
+        self.register_buffer("items", interactions.cols, persistent=False)
+        self.register_buffer("weights", degree_sensitive(interactions), persistent=False)
+
+    def draw(self, share: float, uniform: bool = False) -> SparseMatrix:
+        """floor(share E) of the E edges, without replacement: with probability proportional to 1 / sqrt(deg_u deg_i), or uniformly."""
+        n = int(share * len(self.weights))
+        if uniform:
+            kept = torch.randperm(len(self.weights), device=self.weights.device)[:n]
+        else:
+            kept = sample_edges(self.weights, n)
+        ones = self.weights.new_ones(n)
+        return Edges(self.users[kept], self.items[kept], ones, self.shape).normalised("both").both_ways().matrix()
 
 
 class _Product(torch.autograd.Function):
