@@ -51,6 +51,11 @@ class _Frobenius(torch.autograd.Function):
         return tuple(r * scale for r, scale in zip(rows, scales, strict=True))
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) float32 cosines of the rows of two (B, d) matrices; of a row of zeros 0."""
+    return F.cosine_similarity(a.float(), b.float(), dim=1)
+
+
 def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float) -> Tensor:
     """InfoNCE with in-batch negatives: mean over n of -ln(exp(c_nn / t) / sum_n' exp(c_nn' / t)), in nats.
 

@@ -101,10 +101,14 @@ class Batch:
         """(B, d) rows of a (Q, d) table of the encoded users for the batch's users."""
         return self._gather(table, self.users, enc.users)
 
+    def positives_of(self, table: Tensor, enc: Encoded) -> Tensor:
+        """(B, d) rows of an (R, d) table of the encoded items for the positives."""
+        return self._gather(table, self.positive, enc.items)
+
     def items_of(self, table: Tensor, enc: Encoded) -> tuple[Tensor, Tensor]:
         """(B, d) rows of an (R, d) table of the encoded items for the positives and for the negatives."""
         assert self.negative is not None
-        return self._gather(table, self.positive, enc.items), self._gather(table, self.negative, enc.items)
+        return self.positives_of(table, enc), self._gather(table, self.negative, enc.items)
 
     def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
         """(B,) s(u, i) - s(u, j) of the pairs, from the tables of the encoded users (Q, d) and items (R, d)."""

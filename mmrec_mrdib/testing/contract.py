@@ -52,6 +52,8 @@ class ContractTests:
     model: ClassVar[str]
     at_least: ClassVar[int] = 1
     """Modalities that the model is defined for; with fewer it must refuse, in one line."""
+    undisturbed: ClassVar[dict[str, Any]] = {}
+    """Parameters under which the model draws nothing at random in a step (its dropout at 0)."""
 
     @pytest.fixture(autouse=True)
     def defined(self, request: pytest.FixtureRequest, modalities: int) -> None:
@@ -87,14 +89,14 @@ class ContractTests:
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
     def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
-        off = {
+        off = self.undisturbed | {
             "rate_weight": 0,
             "redundant_weight": 0,
             "unique_weight": 0,
             "init_log_var": -200,
             "min_log_var": -200,
         }
-        plain, splits = build(self.model, tmp_path, modalities)
+        plain, splits = build(self.model, tmp_path, modalities, **self.undisturbed)
         variant, _ = build(self.model + "+MRdIB", tmp_path, modalities, **off)
         assert all(torch.equal(p, variant.backbone.get_parameter(n)) for n, p in plain.named_parameters())
         batch = next(iter(splits.train))
