@@ -78,11 +78,18 @@ class Golden:
             for ours, (theirs, rows) in self.names.items():
                 self.model.get_parameter(ours)[slice(None) if rows is None else rows] = self.value(theirs)
 
-    def step(self):
+    def batch(self):
         u, i, j = (torch.from_numpy(b) for b in self.ref["batch"])
-        batch = {"user_id": self.users[u], "item_id": self.items[i], "neg_item_id": self.items[j]}
+        return Interaction({"user_id": self.users[u], "item_id": self.items[i], "neg_item_id": self.items[j]})
+
+    def terms(self):
+        """Each part of the loss of the batch, as a number."""
         self.model.train()
-        loss, grads = gradients(self.model, Interaction(batch))
+        return {k: v.item() for k, v in self.model.step_loss(self.batch()).parts.items()}
+
+    def step(self):
+        self.model.train()
+        loss, grads = gradients(self.model, self.batch())
         assert loss == pytest.approx(float(self.ref["loss"]), abs=1e-5)
         return grads
 

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 
+from mmrec_mrdib.graphs import Edges
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
+
+from .test_models import Golden
 
 
 def dense(model, part):
@@ -82,3 +85,84 @@ def test_bm3_drops_targets_out_and_reads_only_distinct_rows_of_large_tables(tmp_
     assert loss == pytest.approx(whole_loss, abs=1e-6)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, whole_grads[name])
+
+
+class TestDRAGON(ContractTests):
+    model = "DRAGON"
+
+
+def user_graph(taken, k):
+    """Softmax of common counts over each user's k users with most of them, ties to the lower id, dense."""
+    common = ((taken > 0).double() @ (taken > 0).double().T).fill_diagonal_(0)
+    graph = torch.zeros_like(common)
+    for user, row in enumerate(common):
+        ids = torch.sort(row, descending=True, stable=True).indices[:k]
+        ids = ids[row[ids] > 0]
+        graph[user, ids] = torch.softmax(row[ids], 0)
+    return graph
+
+
+def neighbour_graph(x, k):
+    """D^-1/2 K D^-1/2 of the mask of the k items of largest cosine to each, dense; row 0 is padding."""
+    x = F.normalize(x.double())
+    top = (x[1:] @ x[1:].T).topk(k, dim=1).indices + 1
+    return torch.zeros(len(x), len(x), dtype=torch.double).index_put_(
+        (torch.arange(1, len(x))[:, None].expand_as(top), top), torch.tensor(1 / k, dtype=torch.double)
+    )
+
+
+def test_dragon_by_hand(tmp_path):
+    shares = {"a": 0.3, "b": 0.7}
+    model, splits = build("DRAGON", tmp_path, n_neighbours=5, knn_k=4, modality_weights=shares, reg_weight=0.2)
+    p, batch = doubles(model), next(iter(splits.train))
+    taken, graph = dense(model, splits.parts[0].inter_feat)
+    reps, rest, w = [], 0.0, p["fusion"]
+    for m in shares:
+        x = F.leaky_relu(model.features(m).double() @ p[f"encoders.{m}.0.weight"].T + p[f"encoders.{m}.0.bias"])
+        z = x @ p[f"encoders.{m}.2.weight"].T + p[f"encoders.{m}.2.bias"]
+        x = F.normalize(torch.cat([p[f"preferences.{m}"], z]))
+        reps.append(x + graph @ x + graph @ graph @ x)
+        rest += p[f"preferences.{m}"][batch["user_id"]].square().mean()
+    users = torch.cat([w[:, n, None] * rep[: model.n_users] for n, rep in enumerate(reps)], 1)
+    users = users + user_graph(taken, 5) @ users
+    items = torch.cat([rep[model.n_users :] for rep in reps], 1)
+    items = items + sum(share * neighbour_graph(model.features(m), 4) for m, share in shares.items()) @ items
+    margin = (users[batch["user_id"]] * (items[batch["item_id"]] - items[batch["neg_item_id"]])).sum(1)
+    loss = -torch.log2(torch.sigmoid(margin)).mean() + 0.2 * (rest + w[1:].square().mean())
+    model.train()
+    assert gradients(model, batch)[0] == pytest.approx(loss.item(), abs=1e-5)
+    model.eval()
+    scores = model.full_sort_predict(Interaction({"user_id": torch.arange(model.n_users)})).double()
+    torch.testing.assert_close(scores, users @ items.T, rtol=0, atol=1e-5)
+
+
+def injected(toy):
+    """The user neighbours of a golden file (most users have a tie at the cut) as our user graph."""
+    at, weight = toy.ref["in:uu_index"], torch.from_numpy(toy.ref["in:uu_weight"])
+    rows = toy.users[torch.arange(40)].repeat_interleave(at.shape[1])
+    n = toy.model.n_users
+    toy.model.user_graph = Edges(rows, toy.users[torch.from_numpy(at).flatten()], weight.flatten(), (n, n)).matrix()
+
+
+@pytest.mark.parametrize("aliased", [True, False])
+def test_dualgnn_golden(golden, tmp_path, aliased):
+    options = {"reference_fusion": aliased, "reference_item_weights": True, "n_neighbours": 5, "reg_weight": 0.01}
+    toy = Golden(golden, tmp_path, "DualGNN", **options)
+    injected(toy)
+    names = {"fusion": ("weight_u", toy.users), "item_weights": ("weight_i", toy.items)}
+    for m, short in (("image", "v"), ("text", "t")):
+        names[f"preferences.{m}"] = (f"{short}_gcn.preference", toy.users)
+        for ours, theirs in ((0, "MLP"), (2, "MLP_1")):
+            for part in ("weight", "bias"):
+                names[f"encoders.{m}.{ours}.{part}"] = f"{short}_gcn.{theirs}.{part}"
+    toy.ref = {k: v.squeeze(2) if k.endswith(("weight_u", "weight_i")) else v for k, v in toy.ref.items()}
+    toy.set(names)
+    if aliased:
+        terms = toy.terms()
+        assert terms["bpr"] == pytest.approx(float(toy.ref["term:bpr_log2"]), abs=1e-5)
+        assert terms["l2"] == pytest.approx(0.01 * float(toy.ref["term:reg"]), abs=1e-5)
+        toy.check()
+    else:  # without public code's aliasing
+        toy.ref |= {k: toy.ref[f"proper:{k}"] for k in ("loss", "scores")}
+        toy.step()
+        toy.check_scores()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,12 @@ def nearest(features: Tensor, k: int, weighted: bool, method: str) -> Edges:
     """
     exact = method == "exact" or (method == "auto" and len(features) <= EXACT_UP_TO)
     return cached(knn if exact else approximate_knn, features, k, weighted)
+
+
+def mixed_neighbours(features: Mapping[str, Tensor], weights: Mapping[str, float], k: int, method: str) -> Edges:
+    """(I, I): sum_m w_m L(kNN_k(X^m)), unweighted neighbours of each modality (FREEDOM, DRAGON); see `nearest` for `method`."""
+    shares = [nearest(features[m], k, False, method).normalised("rows").scaled(w) for m, w in weights.items() if w]
+    return functools.reduce(Edges.__add__, shares)
 
 
 def approximate_knn(features: Tensor, k: int, weighted: bool) -> Edges:

@@ -15,7 +15,7 @@ from mmrec_mrdib.graphs import (
     SparseMatrix,
     degree_sensitive,
     gather_rows,
-    nearest,
+    mixed_neighbours,
     propagate_mean,
     sample_edges,
 )
@@ -78,12 +78,8 @@ class FREEDOM(MultimodalRecommender):
         self.graph = interactions.normalised("both").both_ways().matrix()
         self.pruned: SparseMatrix | None = None
         weights = modality_weights(settings.modality_weights, self.modalities)
-        shares = [
-            nearest(self.features(m), settings.knn_k, False, settings.knn_method).normalised("rows").scaled(weight)
-            for m, weight in weights.items()
-            if weight
-        ]
-        self.item_graph = functools.reduce(Edges.__add__, shares).matrix()
+        features = {m: self.features(m) for m in self.modalities}
+        self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
         self.users = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
         self.items = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_items, d)))
         for m, dims in self.feature_dims.items():
