@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.graphs import full_precision, gather_rows
+from mmrec_mrdib.graphs.neighbours import row_blocks
 
 
 def margin(users: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -80,6 +81,25 @@ def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: floa
     return partition - positive / temperature
 
 
+def info_nce_against_all(a: Tensor, b: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """InfoNCE against every user or item: mean over n of -ln(exp(c_rr / t) / sum_s exp(c_rs / t)), r = rows[n], in nats.
+
+    c_rs is the cosine of a[r] and b[s], s all rows of b but the padding, row 0. Memory: blocks of distinct rows.
+
+    Args:
+        a, b: (N, d) tables of the same things.
+        rows: (B,) ids, none of them 0.
+        temperature: t.
+    """
+    ids, counts, _ = _distinct(rows, len(a))
+    a, b = F.normalize(gather_rows(a, ids).float()), F.normalize(b[1:].float())
+    weights = counts / len(rows)
+    positive = ((a * gather_rows(b, ids - 1)).sum(1) * weights).sum()
+    with full_precision(a):
+        partition: Tensor = _WeightedLogSumExp.apply(a, b, weights, b.new_zeros(len(b)), 1 / temperature)
+    return partition - positive / temperature
+
+
 def _distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct ids (R,), how often each occurs (R,), and where among them each id is (B,)."""
     counts = torch.bincount(ids, minlength=size)
@@ -88,21 +108,26 @@ def _distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
-    """sum_r w_r ln sum_c exp(scale <a_r, b_c> + shift_c), with the closed-form gradient: one matrix is kept, in place."""
+    """sum_r w_r ln sum_c exp(scale <a_r, b_c> + shift_c); the closed-form gradient is made on the way, so that no (R, C) matrix is kept."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weights: Tensor, shift: Tensor, scale: float) -> Tensor:
-        logits = torch.addmm(shift, a, b.T, alpha=scale)
-        top = logits.amax(1, keepdim=True)
-        terms = logits.sub_(top).exp_()
-        sums = terms.sum(1)
-        ctx.save_for_backward(a, b, terms, weights / sums)
-        ctx.scale = scale
-        return ((sums.log() + top.squeeze(1)) * weights).sum()
+        total, grad_a, grad_b = a.new_zeros(()), torch.empty_like(a), torch.zeros_like(b)
+        for block in row_blocks(len(a), len(b)):
+            logits = torch.addmm(shift, a[block], b.T, alpha=scale)
+            top = logits.amax(1, keepdim=True)
+            terms = logits.sub_(top).exp_()
+            sums = terms.sum(1)
+            total += ((sums.log() + top.squeeze(1)) * weights[block]).sum()
+            if any(ctx.needs_input_grad):
+                pull = (weights[block] / sums * scale).unsqueeze(1)
+                grad_a[block] = (terms @ b) * pull
+                grad_b.addmm_(terms.T, a[block] * pull)
+        ctx.save_for_backward(grad_a, grad_b)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        a, b, terms, weights = ctx.saved_tensors
-        weights = (weights * (grads[0] * ctx.scale)).unsqueeze(1)
-        return (terms @ b) * weights, terms.T @ (a * weights), None, None, None
+        grad_a, grad_b = ctx.saved_tensors
+        return grad_a * grads[0], grad_b * grads[0], None, None, None

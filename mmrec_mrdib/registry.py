@@ -17,6 +17,7 @@ MODELS: dict[str, str] = {
     "FREEDOM": "mmrec_mrdib.models.freedom:FREEDOM",
     "MGCN": "mmrec_mrdib.models.mgcn:MGCN",
     "SOIL": "mmrec_mrdib.models.soil:SOIL",
+    "LGMRec": "mmrec_mrdib.models.lgmrec:LGMRec",
     "DRAGON": "mmrec_mrdib.models.dragon:DRAGON",
     "BM3": "mmrec_mrdib.models.bm3:BM3",
 }

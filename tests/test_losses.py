@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmrec_mrdib.losses import bpr, frobenius, info_nce
+from mmrec_mrdib.graphs import neighbours
+from mmrec_mrdib.losses import bpr, cosines, frobenius, info_nce, info_nce_against_all
 
 
 def test_bpr_and_frobenius():
@@ -46,3 +47,33 @@ def test_info_nce_at_a_tiny_temperature_and_of_zero_rows():
     assert zero.item() == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-5)
     zero.backward()
     assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("block", [neighbours.BLOCK, 1])  # all rows at once, row by row
+def test_info_nce_against_all_but_the_padding(monkeypatch, block):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(9, 5, generator=generator) for _ in range(2))
+    rows = torch.tensor([3, 1, 3, 8, 8, 8])
+
+    def plain(a, b, rows, temperature):
+        terms = torch.exp(torch.cosine_similarity(a[rows][:, None], b[None, 1:], dim=2) / temperature)
+        return -torch.log(terms[torch.arange(len(rows)), rows - 1] / terms.sum(1)).mean()
+
+    results = []
+    for loss in (info_nce_against_all, plain):
+        x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+        value = loss(x, y, rows, 0.2)
+        (3 * value).backward()
+        results.append((value.detach(), x.grad, y.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert info_nce_against_all(a, b, rows, 0.2) == results[0][0]
+
+
+def test_cosines():
+    a = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(
+        cosines(a, torch.tensor([[6.0, 8.0], [1.0, 1.0], [-2.0, 0.0]])), torch.tensor([1.0, 0.0, -1.0])
+    )

@@ -166,3 +166,79 @@ def test_dualgnn_golden(golden, tmp_path, aliased):
         toy.ref |= {k: toy.ref[f"proper:{k}"] for k in ("loss", "scores")}
         toy.step()
         toy.check_scores()
+
+
+class TestLGMRec(ContractTests):
+    model = "LGMRec"
+    undisturbed: ClassVar = {"gumbel_noise": "never", "keep_rate": 1.0}
+
+
+def test_lgmrec_by_hand(tmp_path, monkeypatch):
+    values = {"n_hyper_layers": 2, "n_modality_layers": 1, "keep_rate": 1.0, "contrast_weight": 0.01, "reg_weight": 0.1}
+    model, splits = build("LGMRec", tmp_path, **values)
+    p, batch = doubles(model), next(iter(splits.train))
+    taken, graph = dense(model, splits.parts[0].inter_feat)
+    n_users, drawn = model.n_users, []
+
+    def gumbel(logits):
+        drawn.append(torch.rand(logits.shape))
+        return drawn[-1]
+
+    monkeypatch.setattr(model, "gumbel", gumbel)
+    model.train()
+    loss, _ = gradients(model, batch)
+    assert [len(noise) for noise in drawn] == [model.n_items, n_users] * 2
+
+    def forward(noise):
+        ids = torch.cat([p["users"], p["items"]])
+        c = (ids + graph @ ids + graph @ graph @ ids) / 3
+        local, hyper = c, []
+        for m in ("a", "b"):
+            features = model.features(m).double()
+            z = features @ p[f"encoders.{m}.weight"].T
+            e = graph @ torch.cat([(taken @ z) / taken.sum(1, keepdim=True).clamp(min=1), z])
+            local = local + F.normalize(e)
+            logits = features @ p[f"hyperedges.{m}"]
+            h_i = torch.softmax((logits + next(noise)) / 0.2, 1)
+            h_u = torch.softmax((taken @ logits + next(noise)) / 0.2, 1)
+            h_i[0] = 0  # padding
+            y = h_i.T @ c[n_users:]
+            y = h_i.T @ (h_i @ y)
+            hyper.append(torch.cat([h_u @ y, h_i @ y]))
+        return local + 0.3 * F.normalize(sum(hyper)), hyper
+
+    def contrast(a, b, rows):
+        cosines = F.normalize(a[rows]) @ F.normalize(b[1:]).T / 0.2
+        return (torch.logsumexp(cosines, 1) - cosines[torch.arange(len(rows)), rows - 1]).sum()
+
+    nodes, (one, other) = forward(iter(x.double() for x in drawn))
+    u, i, j = batch["user_id"], batch["item_id"], batch["neg_item_id"]
+    rows = [nodes[u], nodes[n_users:][i], nodes[n_users:][j]]
+    truth = F.softplus(-(rows[0] * (rows[1] - rows[2])).sum(1)).mean()
+    truth += 0.01 * contrast(one[:n_users], other[:n_users], u)
+    truth += 0.01 * contrast(one[n_users:], other[n_users:], i)
+    truth += 0.1 / len(u) * sum(x.norm() for x in rows)
+    assert loss == pytest.approx(truth.item(), rel=1e-5)
+    model.eval()
+    scores = model.full_sort_predict(Interaction({"user_id": torch.arange(n_users)})).double()[:, 1:]
+    nodes, _ = forward(iter([0.0] * 4))  # no noise where rankings are made
+    torch.testing.assert_close(scores, nodes[:n_users] @ nodes[n_users + 1 :].T, rtol=0, atol=1e-5)
+    assert len(drawn) == 4
+
+
+def test_lgmrec_draws_incidences(tmp_path):
+    model, _ = build("LGMRec", tmp_path)
+    noise = model.gumbel(torch.empty(200, 500))
+    assert noise.mean() == pytest.approx(0.5772, abs=0.02) and noise.var() == pytest.approx(1.6449, abs=0.05)
+    model.train()
+    dropped = model._incidence(torch.zeros(100, 4))
+    assert 0.4 < (dropped == 0).float().mean() < 0.6
+    assert dropped.mean() == pytest.approx(0.25, rel=0.2)
+    scores = {}
+    for when in ("training", "always"):
+        model, _ = build("LGMRec", tmp_path, gumbel_noise=when)
+        model.eval()
+        scores[when] = model.evaluation_embeddings().users
+        assert model.evaluation_embeddings().users is scores[when]  # once an evaluation
+        model.eval()
+        assert torch.equal(model.evaluation_embeddings().users, scores[when]) == (when == "training")
