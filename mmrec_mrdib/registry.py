@@ -21,8 +21,10 @@ MODELS: dict[str, str] = {
     "DRAGON": "mmrec_mrdib.models.dragon:DRAGON",
     "BM3": "mmrec_mrdib.models.bm3:BM3",
 }
-# Without features; in place of RecBole's model of that name.
+# Plain baselines of ours, never wrapped; in place of RecBole's model of that name, if it has one.
 BASELINES: dict[str, str] = {
+    "LayerGCN": "mmrec_mrdib.models.layergcn:LayerGCN",
+    "SelfCF": "mmrec_mrdib.models.selfcf:SelfCF",
     "LightGCN": "mmrec_mrdib.models.lightgcn:LightGCN",
 }
 PLUGIN = "MRdIB"

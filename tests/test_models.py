@@ -49,7 +49,7 @@ class Golden:
     """
 
     def __init__(self, folder, tmp_path, name, modalities="image,text", **values):
-        toy, self.ref = np.load(folder / "toy.npz"), np.load(folder / f"{name}.npz")
+        toy, self.ref = np.load(folder / "toy.npz"), dict(np.load(folder / f"{name}.npz"))
         (tmp_path / "toy").mkdir()
         rows = "\n".join("\t".join(map(str, r)) for r in toy["inter"])
         (tmp_path / "toy" / "toy.inter").write_text(f"userID\titemID\tx_label\n{rows}\n")

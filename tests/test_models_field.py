@@ -2,13 +2,18 @@
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 
-from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib import load, train
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.experiment.report import measure
+from mmrec_mrdib.graphs import Edges, Pruner
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
+from mmrec_mrdib.testing.toy import write_mmrec
 
 from .test_models import Golden
 
@@ -155,7 +160,7 @@ def test_dualgnn_golden(golden, tmp_path, aliased):
         for ours, theirs in ((0, "MLP"), (2, "MLP_1")):
             for part in ("weight", "bias"):
                 names[f"encoders.{m}.{ours}.{part}"] = f"{short}_gcn.{theirs}.{part}"
-    toy.ref = {k: v.squeeze(2) if k.endswith(("weight_u", "weight_i")) else v for k, v in toy.ref.items()}
+    toy.ref |= {k: v.squeeze(2) if k.endswith(("weight_u", "weight_i")) else v for k, v in toy.ref.items()}
     toy.set(names)
     if aliased:
         terms = toy.terms()
@@ -242,3 +247,150 @@ def test_lgmrec_draws_incidences(tmp_path):
         assert model.evaluation_embeddings().users is scores[when]  # once an evaluation
         model.eval()
         assert torch.equal(model.evaluation_embeddings().users, scores[when]) == (when == "training")
+
+
+def baseline(golden, tmp_path, name, names, terms, **values):
+    """A model of ids alone with the parameters of its golden file, after a look at each term of the loss."""
+    toy = Golden(golden, tmp_path, name, **values)
+    tables = {"users": toy.users, "items": toy.items}
+    toy.set({ours: (theirs, tables[ours]) if ours in tables else theirs for ours, theirs in names.items()})
+    found = toy.terms()
+    assert set(found) == set(terms)
+    for ours, (theirs, weight) in terms.items():
+        assert found[ours] == pytest.approx(weight * float(toy.ref[f"term:{theirs}"]), rel=1e-6, abs=1e-5)
+    return toy
+
+
+def pairs_as_graph(toy, kept):
+    """The symmetric graph of some (user, item) pairs by original ids."""
+    users, items = toy.users[torch.from_numpy(kept[:, 0])], toy.items[torch.from_numpy(kept[:, 1])]
+    edges = Edges(users, items, torch.ones(len(kept)), (toy.model.n_users, toy.model.n_items))
+    return edges.normalised("both").both_ways().matrix()
+
+
+def test_layergcn_golden(golden, tmp_path):
+    names = {"users": "user_embeddings", "items": "item_embeddings"}
+    terms = {"bpr": ("bpr_sum", 1), "l2": ("reg", 1e-3)}
+    toy = baseline(golden, tmp_path, "LayerGCN", names, terms, edge_dropout=0.0)
+    toy.check()
+    toy.model.pruned = pairs_as_graph(toy, toy.ref["drop:in:kept_edges"])
+    toy.ref["loss"] = toy.ref["drop:loss"]
+    toy.step()
+    toy.check_scores()  # on the whole graph as before
+
+
+def test_layergcn_draws_the_edges_of_an_epoch_by_degree_and_uniformly_in_turns(tmp_path, monkeypatch):
+    model, _ = build("LayerGCN", tmp_path, edge_dropout=0.8)
+    draws = []
+    monkeypatch.setattr(model.pruner, "draw", lambda share, uniform: draws.append((share, uniform)))
+    for epoch in range(3):
+        model.before_epoch(epoch)
+    assert draws == [(1 - 0.8, False), (1 - 0.8, True), (1 - 0.8, False)]
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_pruner(uniform):
+    items = torch.cat(
+        [torch.zeros(20), torch.arange(1, 11)]
+    ).long()  # twenty edges to one item, ten to items of their own
+    edges = Edges(torch.arange(30), items, torch.ones(30), (30, 11))
+    pruner, shares = Pruner(edges), []
+    torch.manual_seed(0)
+    for _ in range(200):
+        graph = pruner.draw(0.2, uniform).csr().to_dense()
+        found = graph[:30, 30:].nonzero()
+        assert len(found) == 6 and torch.equal(graph, graph.T)
+        popular = int((found[:, 1] == 0).sum())
+        shares.append(popular / 6)
+        torch.testing.assert_close(graph[:30, 30].max(), torch.tensor(popular**-0.5 if popular else 0.0))
+    rng, p = np.random.default_rng(0), np.repeat([1 if uniform else 20**-0.5, 1], [20, 10])
+    truth = [(rng.choice(30, 6, replace=False, p=p / p.sum()) < 20).mean() for _ in range(2000)]
+    assert np.mean(shares) == pytest.approx(np.mean(truth), abs=0.04)
+
+
+def test_selfcf_golden(golden, tmp_path, monkeypatch):
+    encoder = "online_encoder.embedding_dict"
+    names = {"users": f"{encoder}.user_emb", "items": f"{encoder}.item_emb"}
+    names |= {f"predictor.{part}": f"predictor.{part}" for part in ("weight", "bias")}
+    terms = {"users": ("ui", 1), "items": ("iu", 1), "l2": ("reg", 0.01)}
+    toy = baseline(
+        golden, tmp_path, "SelfCF", names, terms, dropout=0.0, max_edge_dropout=0.0, reg_weight=0.01, n_layers=2
+    )
+    toy.check()
+    model = toy.model
+    keep = torch.zeros(model.n_users + model.n_items, model.n_users + model.n_items)
+    nodes = torch.cat([toy.users, toy.items + model.n_users])
+    keep[nodes[:, None], nodes] = torch.from_numpy(toy.ref["noisy:in:edge_keep"]).float()
+    rows, cols = model.graph.csr().to_dense().nonzero(as_tuple=True)
+    monkeypatch.setattr(model, "thinned", lambda: model.graph.reweighted(keep[rows, cols] / 0.7))
+    masks = iter([torch.from_numpy(toy.ref[f"noisy:in:keep_{side}"]) for side in "ui"])
+    monkeypatch.setattr(model, "target", lambda x: x.detach() * next(masks) / 0.8)
+    toy.ref["loss"] = toy.ref["noisy:loss"]
+    toy.step()
+    toy.check_scores()
+
+
+def test_selfcf_thins_each_direction_of_an_edge_by_itself_and_keeps_the_mean(tmp_path):
+    model, _ = build("SelfCF", tmp_path, max_edge_dropout=0.5)
+    torch.manual_seed(0)
+    graph, total, one_way, dropped = model.graph.csr().to_dense(), 0.0, 0, 0
+    for _ in range(400):
+        thin = model.thinned().csr().to_dense()
+        total = total + thin
+        one_way += int(((thin > 0) != (thin.T > 0)).sum())
+        factors = (thin / graph)[thin > 0]
+        torch.testing.assert_close(factors, factors[:1].expand_as(factors))
+        assert 1 <= factors[0] <= 2
+        dropped += len(model.graph) - len(factors)
+    assert one_way > 0 and dropped / (400 * len(model.graph)) == pytest.approx(0.25, abs=0.02)
+    assert (total / 400 / graph)[graph > 0].mean() == pytest.approx(1, abs=0.01)
+    assert build("SelfCF", tmp_path, max_edge_dropout=0.0)[0].thinned().symmetric
+
+
+def test_reweighted_matrix_multiplies_and_goes_back_as_its_dense_form():
+    generator = torch.Generator().manual_seed(0)
+    for square in (True, False):
+        a = (torch.rand(6, 6 if square else 4, generator=generator) < 0.5).float()
+        a = torch.maximum(a, a.T) if square else a
+        matrix = Edges(*a.nonzero(as_tuple=True), torch.ones(int(a.sum())), a.shape).matrix()
+        assert matrix.symmetric == square
+        factors = torch.rand(len(matrix), generator=generator)
+        b = a.masked_scatter(a > 0, factors)
+        x = torch.randn(a.shape[1], 3, generator=generator, requires_grad=True)
+        out = matrix.reweighted(factors)(x)
+        torch.testing.assert_close(out, b @ x)
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x)[0], 2 * b.T @ (b @ x))
+        torch.testing.assert_close(matrix(x), a @ x)  # which stays as it was
+
+
+@pytest.mark.parametrize("name", ["LayerGCN", "SelfCF"])
+def test_baselines_without_features_keep_the_contract(tmp_path, name):
+    model, splits = build(name, tmp_path, modalities=None)
+    assert not model.modalities and not model.encoders
+    batch = next(iter(splits.train))
+    model.train()
+    torch.manual_seed(0)
+    _, grads = gradients(model, batch)
+    assert all(grads[n].abs().sum() > 0 for n, _ in model.named_parameters())
+    model.eval()
+    scores = model.full_sort_predict(batch)
+    pairs = scores.gather(1, batch[model.ITEM_ID][:, None]).squeeze(1)
+    torch.testing.assert_close(model.predict(batch), pairs)
+    emb = model.evaluation_embeddings()
+    torch.testing.assert_close(emb.users[batch["user_id"]] @ emb.items.T, scores)
+    with pytest.raises(ConfigError, match="wraps a multimodal model"):
+        build(f"{name}+MRdIB", tmp_path)
+
+
+def test_baseline_without_features_from_data_to_embeddings(tmp_path):
+    write_mmrec(tmp_path / "toy", users=40, items=30, dims={})
+    values = {"data_path": str(tmp_path), "epochs": 2, "embedding_size": 8}
+    result = train("SelfCF", "toy", 1, values=values, runs=tmp_path / "runs")
+    assert result["modalities"] == [] and 0 < result["test"]["recall@20"] <= 1
+    trained = load(result["folder"])
+    tables = trained.embeddings()
+    assert set(tables) == {"users", "items"} and tables["users"].shape == (40, 16)
+    with pytest.raises(ConfigError, match="knows no features"):
+        list(trained.new_blocks(tmp_path / "toy"))
+    with pytest.raises(ConfigError, match="no modality representations"):
+        measure(trained, tmp_path)

@@ -21,7 +21,6 @@ from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import CheckpointError, ConfigError
 from mmrec_mrdib.evaluation import RankingSplit
 from mmrec_mrdib.experiment import record
-from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
@@ -270,7 +269,7 @@ def _finish(
 
 def _check_new_items(model: Any) -> None:
     """Before training: whether the model can rank items it was not trained on."""
-    if not isinstance(model, MultimodalRecommender):
+    if not getattr(model, "modalities", ()):
         raise ConfigError(f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item")
     model.eval()
     with torch.no_grad():

@@ -28,6 +28,7 @@ from mmrec_mrdib.graphs.neighbours import mixed_neighbours as mixed_neighbours
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
 from mmrec_mrdib.graphs.segments import segment_reduce as segment_reduce
 from mmrec_mrdib.graphs.segments import segment_softmax as segment_softmax
+from mmrec_mrdib.graphs.sparse import Pruner as Pruner
 from mmrec_mrdib.graphs.sparse import SparseMatrix as SparseMatrix
 from mmrec_mrdib.graphs.sparse import full_precision as full_precision
 from mmrec_mrdib.graphs.sparse import gather_rows as gather_rows

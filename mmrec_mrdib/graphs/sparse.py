@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmrec_mrdib.graphs.edges import Edges
+from mmrec_mrdib.graphs.edges import Edges, degree_sensitive, sample_edges
 
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
@@ -22,7 +22,10 @@ class SparseMatrix(nn.Module):
     Several times as fast as COO `torch.sparse.mm` and segment sums (docs/performance.md).
     """
 
+    crow: Tensor
+    col: Tensor
     values: Tensor
+    mirrored: Tensor | None
 
     def __init__(self, edges: Edges) -> None:
         super().__init__()
@@ -34,6 +37,7 @@ class SparseMatrix(nn.Module):
             torch.equal(a, b) for a, b in zip(edges.tensors(), flipped.tensors(), strict=True)
         )
         self._register("", edges)
+        self.register_buffer("mirrored", None, persistent=False)  # where each entry of the transpose is, once needed
         if not self.symmetric:
             self._register("t_", flipped)
 
@@ -60,11 +64,53 @@ class SparseMatrix(nn.Module):
         out: Tensor = _Product.apply(x.float(), self, True)
         return out
 
+    def reweighted(self, factors: Tensor) -> SparseMatrix:
+        """The same places, each value times its factor (E,), in the order of `values`: cheap enough for each step."""
+        if self.mirrored is None:
+            self.mirrored = torch.argsort(self.col, stable=True)
+        out = SparseMatrix.__new__(SparseMatrix)
+        nn.Module.__init__(out)
+        out.shape, out.symmetric, out.mirrored = self.shape, False, self.mirrored
+        out.crow, out.col, out.values = self.crow, self.col, self.values * factors
+        prefix = "" if self.symmetric else "t_"
+        out.t_crow, out.t_col = getattr(self, f"{prefix}crow"), getattr(self, f"{prefix}col")
+        out.t_values = gather_rows(out.values, self.mirrored)
+        return out
+
     def __len__(self) -> int:
         return len(self.values)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {len(self)} entries"
+
+
+class Pruner(nn.Module):
+    """Draws some of a user-item graph's edges, and makes of them its symmetric form, normalised by their own degrees.
+
+    Args:
+        interactions: (U, I).
+    """
+
+    users: Tensor
+    items: Tensor
+    weights: Tensor
+
+    def __init__(self, interactions: Edges) -> None:
+        super().__init__()
+        self.shape = interactions.shape
+        self.register_buffer("users", interactions.rows, persistent=False)
+        self.register_buffer("items", interactions.cols, persistent=False)
+        self.register_buffer("weights", degree_sensitive(interactions), persistent=False)
+
+    def draw(self, share: float, uniform: bool = False) -> SparseMatrix:
+        """floor(share E) of the E edges, without replacement: with probability proportional to 1 / sqrt(deg_u deg_i), or uniformly."""
+        n = int(share * len(self.weights))
+        if uniform:
+            kept = torch.randperm(len(self.weights), device=self.weights.device)[:n]
+        else:
+            kept = sample_edges(self.weights, n)
+        ones = self.weights.new_ones(n)
+        return Edges(self.users[kept], self.items[kept], ones, self.shape).normalised("both").both_ways().matrix()
 
 
 class _Product(torch.autograd.Function):

@@ -199,13 +199,15 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     input_type = InputType.PAIRWISE
     z_in_score: ClassVar[Literal["yes", "as a gate", "through the graph", "no"]]
     """How z^m reaches the score s(u, i). Where it does not, whatever is added to z can only regularise."""
+    needs_features: ClassVar[bool] = True
+    """False for a plain baseline of ids alone: it has no modality, no encoder and an empty `Encoded`, and keeps the rest of the contract."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = getattr(dataset, "features", None)
+        features = getattr(dataset, "features", None) if self.needs_features else {}
         if features is None:
             raise ContractError(f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}")
-        if not features:
+        if self.needs_features and not features:
             raise DataError(
                 f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "
                 "expected <modality>_feat.npy in its folder"
