@@ -108,7 +108,7 @@ class Config(recbole.config.Config):
         return model.__name__, model, dataset
 
     def _load_internal_config_dict(self, model: str, model_class: Any, dataset: str) -> None:
-        if model_class.type != ModelType.GENERAL:
+        if model_class.type not in (ModelType.GENERAL, ModelType.TRADITIONAL):
             raise ConfigError(f"{model} is not a general recommender: it needs more than users, items and features")
         external = self.external_config_dict
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))

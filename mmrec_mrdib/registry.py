@@ -23,6 +23,7 @@ MODELS: dict[str, str] = {
 }
 # Plain baselines of ours, never wrapped; in place of RecBole's model of that name, if it has one.
 BASELINES: dict[str, str] = {
+    "ItemKNNCBF": "mmrec_mrdib.models.itemknncbf:ItemKNNCBF",
     "LayerGCN": "mmrec_mrdib.models.layergcn:LayerGCN",
     "SelfCF": "mmrec_mrdib.models.selfcf:SelfCF",
     "LightGCN": "mmrec_mrdib.models.lightgcn:LightGCN",

@@ -61,7 +61,7 @@ class Golden:
             "feature_norm": "none",
             "embedding_size": 8,
         } | values
-        config = make_config(name, "toy", 1, values=values)
+        config = make_config(name, "toy", 1, values={k: v for k, v in values.items() if v is not None})
         splits = prepare(config)
         self.users = torch.from_numpy(splits.dataset.token2id("user_id", [str(u) for u in range(40)]))
         self.items = torch.from_numpy(splits.dataset.token2id("item_id", [str(i) for i in range(30)]))

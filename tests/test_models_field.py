@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
 
 from mmrec_mrdib import load, train
-from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.evaluation import rank
 from mmrec_mrdib.experiment.report import measure
-from mmrec_mrdib.graphs import Edges, Pruner
+from mmrec_mrdib.graphs import Edges, Pruner, neighbours, shrunk_neighbours
 from mmrec_mrdib.testing.contract import ContractTests, build, gradients
 from mmrec_mrdib.testing.toy import write_mmrec
 
@@ -394,3 +396,48 @@ def test_baseline_without_features_from_data_to_embeddings(tmp_path):
         list(trained.new_blocks(tmp_path / "toy"))
     with pytest.raises(ConfigError, match="no modality representations"):
         measure(trained, tmp_path)
+
+
+def test_itemknncbf_golden(golden, tmp_path):
+    for k, shrink in ((10, 10), (10, 0), (5, 100)):
+        folder = tmp_path / f"{k}-{shrink}"
+        folder.mkdir()
+        toy = Golden(golden, folder, "ItemKNNCBF", embedding_size=None, knn_k=k, shrink=float(shrink))
+        toy.ref["scores"] = toy.ref[f"k{k}_s{shrink}:scores"]
+        toy.check_scores()
+        users, items = toy.users[[3, 5, 3]], toy.items[[7, 9, 8]]
+        scores = toy.model.full_sort_predict(Interaction({"user_id": users}))  # a user twice
+        assert torch.equal(scores[0], scores[2])
+        pairs = toy.model.predict(Interaction({"user_id": users, "item_id": items}))
+        torch.testing.assert_close(pairs, scores[torch.arange(3), items])
+    assert [n for n, p in toy.model.named_parameters() if p.numel() > 1] == []
+    assert toy.model.type == ModelType.TRADITIONAL
+
+
+def test_items_without_features_are_nobodys_neighbours(monkeypatch):
+    x = torch.tensor([[0.0, 0], [1, 0], [-1, 0.1], [0, 0], [-1, -0.1]])  # item 3 and the padding have none
+    for block in (neighbours.BLOCK, 1):
+        monkeypatch.setattr(neighbours, "BLOCK", block)
+        graph = shrunk_neighbours(x, 3, 2.0).matrix().csr().to_dense()
+        near = x @ x.T / (x.norm(dim=1)[:, None] * x.norm(dim=1) + 2)
+        torch.testing.assert_close(graph, near)  # the three with features, even where the similarity is negative
+        assert (graph[1] != 0).sum() == 3
+
+
+def test_itemknncbf_is_ranked_as_soon_as_it_is_made(tmp_path):
+    model, splits = build("ItemKNNCBF", tmp_path, embedding_size=None, knn_k=3)
+    x, part = torch.cat(list(splits.dataset.features.values()), 1), splits.parts[0].inter_feat
+    near = x @ x.T / (x.norm(dim=1)[:, None] * x.norm(dim=1) + 10)
+    near = near * (near >= near.topk(3, dim=1).values[:, -1:])
+    taken, _ = dense(model, part)
+    scores = (taken @ near.double()).index_fill(1, torch.tensor(0), -torch.inf).masked_fill(taken > 0, -torch.inf)
+    best = scores.topk(5).indices
+    users, items = (splits.parts[1].inter_feat[f] for f in ("user_id", "item_id"))
+    hits = (best[users] == items[:, None]).any(1).double().mean()  # one valid item a user
+    assert rank(model, splits.valid, ["recall"], [5], "user_id").means["recall@5"] == pytest.approx(hits.item())
+
+
+def test_itemknncbf_needs_features(tmp_path):
+    write_mmrec(tmp_path / "toy", users=40, items=30, dims={})
+    with pytest.raises(DataError, match="ItemKNNCBF needs item features"):
+        build("ItemKNNCBF", tmp_path, modalities=0, embedding_size=None)

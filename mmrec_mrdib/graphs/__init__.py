@@ -26,6 +26,7 @@ from mmrec_mrdib.graphs.neighbours import approximate_knn as approximate_knn
 from mmrec_mrdib.graphs.neighbours import knn as knn
 from mmrec_mrdib.graphs.neighbours import mixed_neighbours as mixed_neighbours
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
+from mmrec_mrdib.graphs.neighbours import shrunk_neighbours as shrunk_neighbours
 from mmrec_mrdib.graphs.segments import segment_reduce as segment_reduce
 from mmrec_mrdib.graphs.segments import segment_softmax as segment_softmax
 from mmrec_mrdib.graphs.sparse import Pruner as Pruner

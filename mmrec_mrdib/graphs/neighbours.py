@@ -83,6 +83,26 @@ def nearest(features: Tensor, k: int, weighted: bool, method: str) -> Edges:
     return cached(knn if exact else approximate_knn, features, k, weighted)
 
 
+def shrunk_neighbours(features: Tensor, k: int, shrink: float) -> Edges:
+    """(I, I): the k largest <x_i, x_j> / (|x_i| |x_j| + shrink) of each row, valued by them (ItemKNNCBF); exact, in blocks of rows.
+
+    Items without features (a zero row) have no neighbours and are none's; an item usually is its own.
+    """
+    n, norms = len(features), torch.linalg.vector_norm(features, dim=1)
+    known = norms > 0
+    k = min(k, int(known.sum()))
+    values, ids = [], []
+    for block in row_blocks(n, n):
+        similarity = features[block] @ features.T
+        similarity.div_(torch.addr(torch.full_like(similarity, shrink), norms[block], norms))
+        top = torch.topk(similarity.masked_fill_(~known, -torch.inf), k, dim=1)
+        values.append(top.values)
+        ids.append(top.indices)
+    kept = known[:, None].expand(n, k)
+    rows, _ = kept.nonzero(as_tuple=True)
+    return Edges(rows, torch.cat(ids)[kept], torch.cat(values)[kept], (n, n))
+
+
 def mixed_neighbours(features: Mapping[str, Tensor], weights: Mapping[str, float], k: int, method: str) -> Edges:
     """(I, I): sum_m w_m L(kNN_k(X^m)), unweighted neighbours of each modality (FREEDOM, DRAGON); see `nearest` for `method`."""
     shares = [nearest(features[m], k, False, method).normalised("rows").scaled(w) for m, w in weights.items() if w]
