@@ -26,6 +26,7 @@ BASELINES: dict[str, str] = {
     "ItemKNNCBF": "mmrec_mrdib.models.itemknncbf:ItemKNNCBF",
     "LayerGCN": "mmrec_mrdib.models.layergcn:LayerGCN",
     "SelfCF": "mmrec_mrdib.models.selfcf:SelfCF",
+    "BPR": "mmrec_mrdib.models.bpr:BPR",
     "LightGCN": "mmrec_mrdib.models.lightgcn:LightGCN",
 }
 PLUGIN = "MRdIB"

@@ -120,7 +120,7 @@ def test_registry_files_and_properties_agree():
 
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
-    assert set(spaces) == {*registry.MODELS, *registry.BASELINES, registry.PLUGIN, "BPR"}
+    assert set(spaces) == {*registry.MODELS, *registry.BASELINES, registry.PLUGIN}
     for name, space in spaces.items():
         model = "VBPR+MRdIB" if name == registry.PLUGIN else name
         assert space, name

@@ -441,3 +441,43 @@ def test_itemknncbf_needs_features(tmp_path):
     write_mmrec(tmp_path / "toy", users=40, items=30, dims={})
     with pytest.raises(DataError, match="ItemKNNCBF needs item features"):
         build("ItemKNNCBF", tmp_path, modalities=0, embedding_size=None)
+
+
+def test_mmgcn_golden(golden, tmp_path):
+    toy = Golden(golden, tmp_path, "MMGCN", reference_width=16, reg_weight=0.01)
+    ref, model = toy.ref, toy.model
+    for name in ("id_embedding", "v_gcn.preference", "t_gcn.preference"):  # tables that never train there
+        ref |= {f"param:{name}": ref[f"fixed:{name}"], f"grad:{name}": ref[f"fixedgrad:{name}"]}
+    ref |= {name: value.T for name, value in ref.items() if ".conv_embed_" in name}
+    names = {"ids": ("id_embedding", torch.cat([toy.users, toy.items + model.n_users]))}
+    names |= {f"encoders.image.{part}": f"v_gcn.MLP.{part}" for part in ("weight", "bias")}
+    for m, short in (("image", "v_gcn"), ("text", "t_gcn")):
+        names[f"preferences.{m}"] = (f"{short}.preference", toy.users)
+        for n in (1, 2, 3):
+            layer = f"layers.{m}.{n - 1}"
+            names[f"{layer}.neighbours.weight"] = f"{short}.conv_embed_{n}.weight"
+            for part in ("weight", "bias"):
+                names[f"{layer}.own.{part}"] = f"{short}.linear_layer{n}.{part}"
+                names[f"{layer}.combine.{part}"] = f"{short}.g_layer{n}.{part}"
+    toy.set(names)
+    terms = toy.terms()
+    assert terms["bpr"] == pytest.approx(float(ref["term:bpr"]), abs=1e-5)
+    assert terms["l2"] == pytest.approx(0.01 * float(ref["term:reg"]), abs=1e-7)
+    toy.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "user", "item", "values"),
+    [
+        ("BPR", "user_embedding.weight", "item_embedding.weight", {}),
+        ("LightGCN", "embedding_dict.user_emb", "embedding_dict.item_emb", {"n_layers": 3, "require_pow": False}),
+    ],
+)
+def test_golden_of_recboles_models(golden, tmp_path, name, user, item, values):
+    toy = Golden(golden, tmp_path, name, reg_weight=0.1, **values)
+    toy.set({"user_embedding.weight": (user, toy.users), "item_embedding.weight": (item, toy.items)})
+    toy.check()
+    whole, toy.model.reg_weight = toy.ref["loss"], 0.0
+    toy.ref["loss"] = toy.ref["term:bpr"]
+    toy.step()
+    assert whole - toy.ref["loss"] == pytest.approx(0.1 * toy.ref["term:reg"], abs=1e-7)
