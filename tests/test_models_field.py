@@ -79,7 +79,7 @@ def test_bm3_modalities_send_no_gradient_to_the_tables(tmp_path):
 
 def test_bm3_drops_targets_out_and_reads_only_distinct_rows_of_large_tables(tmp_path):
     model, splits = build("BM3", tmp_path, dropout=0.5)
-    target = model._target(torch.ones(100, 50, requires_grad=True))
+    target = model.target(torch.ones(100, 50, requires_grad=True))
     assert not target.requires_grad and set(target.unique().tolist()) == {0.0, 2.0}
     assert 0.45 < (target == 0).float().mean() < 0.55
     model, splits = build("BM3", tmp_path, dropout=0.0)

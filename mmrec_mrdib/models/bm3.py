@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import gather_rows, propagate_mean
 from mmrec_mrdib.losses import cosines, frobenius
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, is_large
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
 from mmrec_mrdib.schema import Settings
 
 
@@ -48,6 +47,7 @@ class BM3(MultimodalRecommender):
     | predictor.weight, .bias | predictor.weight, .bias |
     | image_trs, text_trs (.weight, .bias) | encoders.image, encoders.text (.weight, .bias) |
     | image_embedding.weight, text_embedding.weight | features_image, features_text (`trainable_features`) |
+    | the dropped-out targets | what `target(rows)` returns for the pairs' users, items, then each modality's items |
     | n_layers, dropout, reg_weight, cl_weight | n_layers, dropout, reg_weight, modality_weight |
 
     Deviations: raw features are frozen (`trainable_features` for public code's way). Targets are dropped out for each pair of the batch,
@@ -91,20 +91,21 @@ class BM3(MultimodalRecommender):
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         settings = self.settings
-        user = self._target(batch.users_of(emb.extra["users"], enc))
-        item = self._target(batch.positives_of(emb.extra["items"], enc))
+        user = self.target(batch.users_of(emb.extra["users"], enc))
+        item = self.target(batch.positives_of(emb.extra["items"], enc))
         pairs = [(batch.users_of(emb.users, enc), item), (batch.positives_of(emb.items, enc), user)]
         parts = {"bootstrap": torch.stack([1 - cosines(a, b).mean() for a, b in pairs]).sum()}
         if settings.modality_weight:
             aligned = []
             for table in enc.z.values():
                 online = batch.positives_of(self.predictor(table), enc)
-                targets = item, self._target(batch.positives_of(table, enc))
+                targets = item, self.target(batch.positives_of(table, enc))
                 aligned += [1 - cosines(online, target).mean() for target in targets]
             parts["modalities"] = settings.modality_weight * torch.stack(aligned).sum()
         if settings.reg_weight:
             parts["norms"] = settings.reg_weight / (self.n_items - 1) * emb.extra["norms"]
         return parts
 
-    def _target(self, x: Tensor) -> Tensor:
-        return F.dropout(x.detach().float(), self.settings.dropout)
+    def target(self, rows: Tensor) -> Tensor:
+        """(B, d) what the other side predicts."""
+        return drop_out(rows.detach().float(), self.settings.dropout)

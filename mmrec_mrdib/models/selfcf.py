@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import SparseMatrix, gather_rows, propagate_mean
 from mmrec_mrdib.losses import cosines
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, is_large
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
 from mmrec_mrdib.schema import Settings
 
 
@@ -72,7 +71,7 @@ class SelfCF(MultimodalRecommender):
 
     def target(self, rows: Tensor) -> Tensor:
         """(B, d) what the other side predicts."""
-        return F.dropout(rows.detach().float(), self.settings.dropout)
+        return drop_out(rows.detach().float(), self.settings.dropout)
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         return self.only_distinct(batch)
