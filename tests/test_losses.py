@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmrec_mrdib.graphs import neighbours
-from mmrec_mrdib.losses import bpr, cosines, frobenius, info_nce, info_nce_against_all
+from mmrec_mrdib.losses import bpr, cosines, frobenius, info_nce, info_nce_against_all, mean_cosines
 
 
 def test_bpr_and_frobenius():
@@ -77,3 +77,18 @@ def test_cosines():
     torch.testing.assert_close(
         cosines(a, torch.tensor([[6.0, 8.0], [1.0, 1.0], [-2.0, 0.0]])), torch.tensor([1.0, 0.0, -1.0])
     )
+
+
+def test_mean_cosines_are_those_of_the_gathered_rows():
+    generator = torch.Generator().manual_seed(0)
+    table, one, other = (torch.randn(n, 3, generator=generator) for n in (4, 5, 5))
+    one[2] = 0  # a target that was dropped out altogether
+    rows, results = torch.tensor([1, 3, 1, 0, 1]), []
+    plain = lambda x, rows, *targets: sum(torch.cosine_similarity(x[rows], t).mean() for t in targets)  # noqa: E731
+    for loss in (mean_cosines, plain):
+        x = table.clone().requires_grad_()
+        value = loss(x, rows, one, other)
+        value.backward()
+        results.append((value.detach(), x.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)

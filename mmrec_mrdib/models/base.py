@@ -97,29 +97,32 @@ class Batch:
         """(Q,) the distinct users of the batch, sorted."""
         return torch.unique(self.users)
 
+    def user_rows(self, enc: Encoded) -> Tensor:
+        """(B,) where the batch's users are among the encoded ones."""
+        return self._rows(self.users, enc.users)
+
+    def positive_rows(self, enc: Encoded) -> Tensor:
+        """(B,) where the positives are among the encoded items."""
+        return self._rows(self.positive, enc.items)
+
     def users_of(self, table: Tensor, enc: Encoded) -> Tensor:
         """(B, d) rows of a (Q, d) table of the encoded users for the batch's users."""
         return self._gather(table, self.users, enc.users)
 
-    def positives_of(self, table: Tensor, enc: Encoded) -> Tensor:
-        """(B, d) rows of an (R, d) table of the encoded items for the positives."""
-        return self._gather(table, self.positive, enc.items)
-
     def items_of(self, table: Tensor, enc: Encoded) -> tuple[Tensor, Tensor]:
         """(B, d) rows of an (R, d) table of the encoded items for the positives and for the negatives."""
         assert self.negative is not None
-        return self.positives_of(table, enc), self._gather(table, self.negative, enc.items)
+        return self._gather(table, self.positive, enc.items), self._gather(table, self.negative, enc.items)
 
     def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
         """(B,) s(u, i) - s(u, j) of the pairs, from the tables of the encoded users (Q, d) and items (R, d)."""
         return self._once(lambda: margin(self.users_of(users, enc), *self.items_of(items, enc)), users, items)
 
     def _gather(self, table: Tensor, ids: Tensor, encoded: Tensor | None) -> Tensor:
-        def gather() -> Tensor:
-            rows = ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
-            return gather_rows(table, rows)
+        return self._once(lambda: gather_rows(table, self._rows(ids, encoded)), table, ids)
 
-        return self._once(gather, table, ids)
+    def _rows(self, ids: Tensor, encoded: Tensor | None) -> Tensor:
+        return ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
 
     def _once(self, make: Callable[[], Tensor], *of: Tensor) -> Tensor:
         """What several losses need of the same tensors is made once: gathering, and scattering its gradient, is much of a step."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import gather_rows, propagate_mean
-from mmrec_mrdib.losses import cosines, frobenius
+from mmrec_mrdib.losses import frobenius, mean_cosines
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
 from mmrec_mrdib.schema import Settings
 
@@ -47,7 +47,7 @@ class BM3(MultimodalRecommender):
     | predictor.weight, .bias | predictor.weight, .bias |
     | image_trs, text_trs (.weight, .bias) | encoders.image, encoders.text (.weight, .bias) |
     | image_embedding.weight, text_embedding.weight | features_image, features_text (`trainable_features`) |
-    | the dropped-out targets | what `target(rows)` returns for the pairs' users, items, then each modality's items |
+    | the dropped-out targets | what `target(table, rows)` returns for the pairs' users, items, then each modality's items |
     | n_layers, dropout, reg_weight, cl_weight | n_layers, dropout, reg_weight, modality_weight |
 
     Deviations: raw features are frozen (`trainable_features` for public code's way). Targets are dropped out for each pair of the batch,
@@ -90,22 +90,19 @@ class BM3(MultimodalRecommender):
         return Embeddings(self.predictor(users), self.predictor(items), extra=extra)
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        settings = self.settings
-        user = self.target(batch.users_of(emb.extra["users"], enc))
-        item = self.target(batch.positives_of(emb.extra["items"], enc))
-        pairs = [(batch.users_of(emb.users, enc), item), (batch.positives_of(emb.items, enc), user)]
-        parts = {"bootstrap": torch.stack([1 - cosines(a, b).mean() for a, b in pairs]).sum()}
+        settings, at_users, at_items = self.settings, batch.user_rows(enc), batch.positive_rows(enc)
+        user, item = self.target(emb.extra["users"], at_users), self.target(emb.extra["items"], at_items)
+        aligned = mean_cosines(emb.users, at_users, item) + mean_cosines(emb.items, at_items, user)
+        parts = {"bootstrap": 2 - aligned}
         if settings.modality_weight:
-            aligned = []
-            for table in enc.z.values():
-                online = batch.positives_of(self.predictor(table), enc)
-                targets = item, self.target(batch.positives_of(table, enc))
-                aligned += [1 - cosines(online, target).mean() for target in targets]
-            parts["modalities"] = settings.modality_weight * torch.stack(aligned).sum()
+            agree = [
+                2 - mean_cosines(self.predictor(z), at_items, item, self.target(z, at_items)) for z in enc.z.values()
+            ]
+            parts["modalities"] = settings.modality_weight * torch.stack(agree).sum()
         if settings.reg_weight:
             parts["norms"] = settings.reg_weight / (self.n_items - 1) * emb.extra["norms"]
         return parts
 
-    def target(self, rows: Tensor) -> Tensor:
-        """(B, d) what the other side predicts."""
-        return drop_out(rows.detach().float(), self.settings.dropout)
+    def target(self, table: Tensor, rows: Tensor) -> Tensor:
+        """(B, d) what the other side of each pair predicts: a constant."""
+        return drop_out(gather_rows(table.detach(), rows).float(), self.settings.dropout)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import SparseMatrix, gather_rows, propagate_mean
-from mmrec_mrdib.losses import cosines
+from mmrec_mrdib.losses import mean_cosines
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
 from mmrec_mrdib.schema import Settings
 
@@ -43,7 +43,7 @@ class SelfCF(MultimodalRecommender):
     | online_encoder.embedding_dict.user_emb, .item_emb | users, items (rows by id; 0 is padding) |
     | predictor.weight, .bias | predictor.weight, .bias |
     | the training graph of a step | what `thinned()` returns, a SparseMatrix (U + I, U + I) |
-    | the dropped-out targets, users first | what `target(rows)` returns, users first |
+    | the dropped-out targets, users first | what `target(table, rows)` returns, users first |
     | dropout | dropout; `max_edge_dropout=0` keeps all edges |
 
     Deviations: none by default. 1 / (1 - rho) has no bound, and rare batches have huge losses: `max_edge_dropout` below 1 caps it.
@@ -69,9 +69,9 @@ class SelfCF(MultimodalRecommender):
         kept = 1 - most * torch.rand((), device=self.graph.values.device)  # in (0, 1]
         return self.graph.reweighted((torch.rand_like(self.graph.values) < kept) / kept)
 
-    def target(self, rows: Tensor) -> Tensor:
-        """(B, d) what the other side predicts."""
-        return drop_out(rows.detach().float(), self.settings.dropout)
+    def target(self, table: Tensor, rows: Tensor) -> Tensor:
+        """(B, d) what the other side of each pair predicts: a constant."""
+        return drop_out(gather_rows(table.detach(), rows).float(), self.settings.dropout)
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         return self.only_distinct(batch)
@@ -93,13 +93,15 @@ class SelfCF(MultimodalRecommender):
         )
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        predicted_u, u = batch.users_of(emb.users, enc).chunk(2, 1)
-        i, predicted_i = batch.positives_of(emb.items, enc).chunk(2, 1)
-        user, item = self.target(u), self.target(i)
+        at_users, at_items = batch.user_rows(enc), batch.positive_rows(enc)
+        predicted_u, u = emb.users.chunk(2, 1)
+        i, predicted_i = emb.items.chunk(2, 1)
+        user, item = self.target(u, at_users), self.target(i, at_items)
         parts = {
-            "users": -cosines(predicted_u, item).mean() / 2,
-            "items": -cosines(predicted_i, user).mean() / 2,
+            "users": -mean_cosines(predicted_u, at_users, item) / 2,
+            "items": -mean_cosines(predicted_i, at_items, user) / 2,
         }
         if self.settings.reg_weight:
-            parts["l2"] = self.settings.reg_weight / 2 * (u.square().sum() + i.square().sum())
+            squares = [gather_rows(x, at).square().sum() for x, at in ((u, at_users), (i, at_items))]
+            parts["l2"] = self.settings.reg_weight / 2 * torch.stack(squares).sum()
         return parts
