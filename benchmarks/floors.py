@@ -181,8 +181,9 @@ def freedom(splits: Any, model: Any) -> Callable[[], None]:
     pruned: list[Callable[[Tensor], Tensor]] = []
 
     def prune() -> None:
-        kept = torch.multinomial(model.edge_weights, int(0.2 * len(model.edge_users)))
-        u, i = model.edge_users[kept], model.edge_items[kept] + data.n_users
+        pruner = model.pruner
+        kept = torch.multinomial(pruner.weights, int(0.2 * len(pruner.weights)))
+        u, i = pruner.users[kept], pruner.items[kept] + data.n_users
         degree = torch.bincount(torch.cat([u, i]), minlength=n).float().rsqrt()
         values = degree[u] * degree[i]
         places = torch.stack([torch.cat([u, i]), torch.cat([i, u])])

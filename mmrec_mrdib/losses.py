@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -71,6 +72,23 @@ def moment_gaps(*tables: Tensor) -> Tensor:
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """(B,) float32 cosines of the rows of two (B, d) matrices; of a row of zeros 0."""
     return F.cosine_similarity(a.float(), b.float(), dim=1)
+
+
+def mean_cosines(online: Tensor, rows: Tensor, *targets: Tensor) -> Tensor:
+    """Sum over the targets of the mean over n of cos(online[rows[n]], target[n]), where targets are constants.
+
+    As they get no gradient, their directions are added up for each row of the table first: nothing is gathered, and the
+    table's rows are brought to length 1 once.
+
+    Args:
+        online: (R, d) table.
+        rows: (B,) its row in each pair.
+        targets: (B, d) each.
+    """
+    with torch.no_grad():
+        directions = functools.reduce(torch.add, [F.normalize(t.float()) for t in targets])
+        pull = torch.zeros(online.shape, device=online.device).index_add_(0, rows, directions)
+    return (F.normalize(online.float()) * pull).sum() / len(rows)
 
 
 def info_nce(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor, temperature: float, cosine: bool = True) -> Tensor:

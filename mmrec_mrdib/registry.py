@@ -27,9 +27,16 @@ MODELS: dict[str, str] = {
     "MENTOR": "mmrec_mrdib.models.mentor:MENTOR",
     "DAMRS": "mmrec_mrdib.models.damrs:DAMRS",
     "MMGCF": "mmrec_mrdib.models.mmgcf:MMGCF",
+    "LGMRec": "mmrec_mrdib.models.lgmrec:LGMRec",
+    "DRAGON": "mmrec_mrdib.models.dragon:DRAGON",
+    "BM3": "mmrec_mrdib.models.bm3:BM3",
 }
-# Without features; in place of RecBole's model of that name.
+# Plain baselines of ours, without encoders; in place of RecBole's model of that name, if it has one.
 BASELINES: dict[str, str] = {
+    "ItemKNNCBF": "mmrec_mrdib.models.itemknncbf:ItemKNNCBF",
+    "LayerGCN": "mmrec_mrdib.models.layergcn:LayerGCN",
+    "SelfCF": "mmrec_mrdib.models.selfcf:SelfCF",
+    "BPR": "mmrec_mrdib.models.bpr:BPR",
     "LightGCN": "mmrec_mrdib.models.lightgcn:LightGCN",
 }
 # RecBole's general recommenders that need more than RecBole's class (`general.py`).

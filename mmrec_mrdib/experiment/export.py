@@ -115,7 +115,7 @@ class Trained:
             DataError: files that are missing or broken, dimensions other than the training's, an item without a modality,
                 or one that the model knows already.
         """
-        if not isinstance(self.model, MultimodalRecommender):
+        if not getattr(self.model, "modalities", ()):
             raise ConfigError(
                 f"--new-items: {self.result['model']} knows no features, so it has no score for a new item; "
                 f"{self.result['model']}+MRdIB has"

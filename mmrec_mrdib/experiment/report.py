@@ -16,7 +16,6 @@ from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import Unimodal, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.export import Trained, load
-from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.mrdib import diagnostics
 from mmrec_mrdib.paths import write_atomically
 
@@ -35,7 +34,7 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
         ConfigError: the model has no modalities, or no view of its users through them.
     """
     model, result = trained.model, trained.result
-    if not isinstance(model, MultimodalRecommender):
+    if not getattr(model, "modalities", ()):
         raise ConfigError(f"{folder}: {result['model']} has no modality representations to report on")
     model.eval()
     emb, enc = model.evaluation_embeddings(), model.encode_items()

@@ -24,7 +24,6 @@ from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
-from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings, read_yaml
 from mmrec_mrdib.trainer import MRdIBTrainer
@@ -433,7 +432,7 @@ def _codes(folder: Path) -> list[str]:
 
 def _check_new_items(model: Any) -> None:
     """Before training: whether the model can rank items it was not trained on."""
-    if not isinstance(model, MultimodalRecommender):
+    if not getattr(model, "modalities", ()):
         raise ConfigError(
             f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item; {type(model).__name__}+MRdIB has"
         )
@@ -447,7 +446,7 @@ def _check_new_items(model: Any) -> None:
 
 def _ranks_new_items(model: Any) -> bool:
     """After training: a backbone may be none that does, and a readout's weight may be 0."""
-    if not isinstance(model, MultimodalRecommender):
+    if not getattr(model, "modalities", ()):
         return False
     try:
         model.new_rows({m: model.features(m)[:2] for m in model.modalities})

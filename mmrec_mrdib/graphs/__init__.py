@@ -18,6 +18,7 @@ from mmrec_mrdib.graphs.behaviour import interest_edges as interest_edges
 from mmrec_mrdib.graphs.behaviour import interest_graph as interest_graph
 from mmrec_mrdib.graphs.behaviour import interests as interests
 from mmrec_mrdib.graphs.behaviour import principal as principal
+from mmrec_mrdib.graphs.behaviour import similar_users as similar_users
 from mmrec_mrdib.graphs.cache import cached as cached
 from mmrec_mrdib.graphs.edges import Edges as Edges
 from mmrec_mrdib.graphs.edges import degree_sensitive as degree_sensitive
@@ -31,6 +32,7 @@ from mmrec_mrdib.graphs.neighbours import knn as knn
 from mmrec_mrdib.graphs.neighbours import mixed_neighbours as mixed_neighbours
 from mmrec_mrdib.graphs.neighbours import nearest as nearest
 from mmrec_mrdib.graphs.neighbours import searcher as searcher
+from mmrec_mrdib.graphs.neighbours import shrunk_neighbours as shrunk_neighbours
 from mmrec_mrdib.graphs.segments import segment_reduce as segment_reduce
 from mmrec_mrdib.graphs.segments import segment_softmax as segment_softmax
 from mmrec_mrdib.graphs.sparse import Pruner as Pruner

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from mmrec_mrdib.graphs.cache import cached
 from mmrec_mrdib.graphs.edges import Edges, unit
 from mmrec_mrdib.graphs.neighbours import BLOCK, cosines_to_all, inverse_norms, row_blocks
+from mmrec_mrdib.graphs.segments import segment_softmax
 
 
 def cooccurrence(interactions: Edges, k: int) -> Edges:
@@ -45,6 +48,12 @@ def cooccurrence(interactions: Edges, k: int) -> Edges:
         torch.from_numpy(values.astype(np.float32)),
         (n_users, n_users),
     )
+
+
+def similar_users(interactions: Edges, k: int) -> Edges:
+    """(U, U): `cooccurrence` with the softmax of each user's numbers as values; they sum to 1, or there are none (DualGNN, DRAGON)."""
+    common = cached(cooccurrence, interactions, k)
+    return replace(common, values=segment_softmax(common.values, common.rows, common.shape[0]))
 
 
 def interests(interactions: Edges, features: Sequence[Tensor], n: int) -> Edges:

@@ -27,6 +27,7 @@ class SparseMatrix(nn.Module):
     crow: Tensor
     col: Tensor
     values: Tensor
+    mirrored: Tensor | None
 
     def __init__(self, edges: Edges) -> None:
         super().__init__()
@@ -38,6 +39,7 @@ class SparseMatrix(nn.Module):
             torch.equal(a, b) for a, b in zip(edges.tensors(), flipped.tensors(), strict=True)
         )
         self._register("", edges)
+        self.register_buffer("mirrored", None, persistent=False)  # where each entry of the transpose is, once needed
         if not self.symmetric:
             self._register("t_", flipped)
 
@@ -67,6 +69,19 @@ class SparseMatrix(nn.Module):
     def transposed(self, x: Tensor) -> Tensor:
         """A^T x for an (R, d) matrix, (C, d)."""
         out: Tensor = _Product.apply(x.float(), self, True)
+        return out
+
+    def reweighted(self, factors: Tensor) -> SparseMatrix:
+        """The same places, each value times its factor (E,), in the order of `values`: cheap enough for each step."""
+        if self.mirrored is None:
+            self.mirrored = torch.argsort(self.col, stable=True)
+        out = SparseMatrix.__new__(SparseMatrix)
+        nn.Module.__init__(out)
+        out.shape, out.symmetric, out.mirrored = self.shape, False, self.mirrored
+        out.crow, out.col, out.values = self.crow, self.col, self.values * factors
+        prefix = "" if self.symmetric else "t_"
+        out.t_crow, out.t_col = getattr(self, f"{prefix}crow"), getattr(self, f"{prefix}col")
+        out.t_values = gather_rows(out.values, self.mirrored)
         return out
 
     def __len__(self) -> int:

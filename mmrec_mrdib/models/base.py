@@ -97,6 +97,14 @@ class Batch:
         """(Q,) the distinct users of the batch, sorted."""
         return torch.unique(self.users)
 
+    def user_rows(self, enc: Encoded) -> Tensor:
+        """(B,) where the batch's users are among the encoded ones."""
+        return self._rows(self.users, enc.users)
+
+    def positive_rows(self, enc: Encoded) -> Tensor:
+        """(B,) where the positives are among the encoded items."""
+        return self._rows(self.positive, enc.items)
+
     def users_of(self, table: Tensor, enc: Encoded) -> Tensor:
         """(B, d) rows of a (Q, d) table of the encoded users for the batch's users."""
         return self._gather(table, self.users, enc.users)
@@ -111,11 +119,10 @@ class Batch:
         return self._once(lambda: margin(self.users_of(users, enc), *self.items_of(items, enc)), users, items)
 
     def _gather(self, table: Tensor, ids: Tensor, encoded: Tensor | None) -> Tensor:
-        def gather() -> Tensor:
-            rows = ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
-            return at_least_single(gather_rows(table, rows))  # what losses are made of
+        return self._once(lambda: at_least_single(gather_rows(table, self._rows(ids, encoded))), table, ids)
 
-        return self._once(gather, table, ids)
+    def _rows(self, ids: Tensor, encoded: Tensor | None) -> Tensor:
+        return ids if encoded is None else self._once(lambda: torch.searchsorted(encoded, ids), encoded, ids)
 
     def _once(self, make: Callable[[], Tensor], *of: Tensor) -> Tensor:
         """What several losses need of the same tensors is made once: gathering, and scattering its gradient, is much of a step."""
@@ -170,6 +177,11 @@ def is_large(n: int, batch_size: int) -> bool:
     return n > 2 * batch_size
 
 
+def drop_out(x: Tensor, p: float) -> Tensor:
+    """x with a share p of its entries, drawn anew, set to 0 and the others divided by 1 - p; on a CPU in a third of `F.dropout`'s time."""
+    return x * ((torch.rand_like(x) >= p) / (1 - p)) if p else x
+
+
 class Deterministic(EncodingStage):
     """z is the encoder's output."""
 
@@ -195,13 +207,15 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     input_type = InputType.PAIRWISE
     z_in_score: ClassVar[Literal["yes", "as a gate", "through the graph", "no"]]
     """How z^m reaches the score s(u, i). Where it does not, whatever is added to z can only regularise."""
+    needs_features: ClassVar[bool] = True
+    """False for a plain baseline of ids alone: it has no modality, no encoder and an empty `Encoded`, and keeps the rest of the contract."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = getattr(dataset, "features", None)
+        features = getattr(dataset, "features", None) if self.needs_features else {}
         if features is None:
             raise ContractError(f"{type(self).__name__} needs a MultimodalDataset, found {type(dataset).__name__}")
-        if not features:
+        if self.needs_features and not features:
             raise DataError(
                 f"{type(self).__name__} needs item features, but '{config['dataset']}' has none; "
                 "expected <modality>_feat.npy in its folder"

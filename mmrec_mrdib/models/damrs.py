@@ -87,7 +87,7 @@ class DAMRS(MultimodalRecommender):
             )
         d, taken = settings.embedding_size, self.interactions(dataset)
         self.graph = taken.normalised("both").both_ways().matrix()
-        features = [self.features(m) for m in self.modalities]
+        features = [self.known_features(m) for m in self.modalities]
         graphs = [cached(agreeing_knn, features, n, settings.knn_k) for n in range(len(features))]
         graphs.append(taken_together(taken))
         self.item_graphs = nn.ModuleList(edges.normalised("rows").matrix() for edges in graphs)

@@ -10,15 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.errors import ConfigError
-from mmrec_mrdib.graphs import (
-    Edges,
-    SparseMatrix,
-    degree_sensitive,
-    gather_rows,
-    mixed_neighbours,
-    propagate_mean,
-    sample_edges,
-)
+from mmrec_mrdib.graphs import Pruner, SparseMatrix, gather_rows, mixed_neighbours, propagate_mean
 from mmrec_mrdib.losses import bpr
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
@@ -72,9 +64,7 @@ class FREEDOM(MultimodalRecommender):
         self.n_layers, self.n_item_layers = settings.n_layers, settings.n_item_layers
         self.edge_dropout, self.reg_weight = settings.edge_dropout, settings.reg_weight
         interactions = self.interactions(dataset)
-        self.register_buffer("edge_users", interactions.rows, persistent=False)
-        self.register_buffer("edge_items", interactions.cols, persistent=False)
-        self.register_buffer("edge_weights", degree_sensitive(interactions), persistent=False)
+        self.pruner = Pruner(interactions)
         self.graph = interactions.normalised("both").both_ways().matrix()
         self.pruned: SparseMatrix | None = None
         weights = modality_weights(settings.modality_weights, self.modalities)
@@ -88,12 +78,8 @@ class FREEDOM(MultimodalRecommender):
             self.train_features()
 
     def before_epoch(self, epoch: int) -> None:
-        if not self.edge_dropout:
-            return
-        kept = sample_edges(self.edge_weights, int((1 - self.edge_dropout) * len(self.edge_users)))
-        users, items = self.edge_users[kept], self.edge_items[kept]
-        edges = Edges(users, items, torch.ones_like(self.edge_weights[kept]), (self.n_users, self.n_items))
-        self.pruned = edges.normalised("both").both_ways().matrix()
+        if self.edge_dropout:
+            self.pruned = self.pruner.draw(1 - self.edge_dropout)
 
     def items_to_encode(self, batch: Batch) -> Tensor | None:
         return self.only_distinct(batch)

@@ -63,7 +63,7 @@ class GUME(MGCN):
 
     def graphs(self, dataset: Any) -> tuple[SparseMatrix, SparseMatrix, dict[str, SparseMatrix]]:
         settings, n = self.settings, self.n_users
-        near = [nearest(self.features(m), settings.knn_k, False, settings.knn_method) for m in self.modalities]
+        near = [nearest(self.known_features(m), settings.knn_k, False, settings.knn_method) for m in self.modalities]
         common = in_all(near)
         square = self.interactions(dataset).both_ways()
         square = square + Edges(common.rows + n, common.cols + n, common.values, square.shape)

@@ -92,7 +92,7 @@ class LATTICE(MultimodalRecommender):
         square = square + Edges(loops, loops, torch.ones(len(loops)), square.shape)
         self.graph = square.normalised("mean").matrix()
         raw = {
-            m: nearest(self.features(m), settings.knn_k, True, settings.knn_method).normalised("rows").matrix()
+            m: nearest(self.known_features(m), settings.knn_k, True, settings.knn_method).normalised("rows").matrix()
             for m in self.modalities
         }
         self.raw_graphs = nn.ModuleDict(raw)

@@ -14,7 +14,11 @@ from recbole.model.general_recommender.lightgcn import LightGCN as RecBoleLightG
 
 
 class LightGCN(RecBoleLightGCN):
-    """RecBole's LightGCN, loss and all, without features. Its own adjacency code fails on current SciPy, and multiplies in COO."""
+    """RecBole's LightGCN, loss and all, without features. Its own adjacency code fails on current SciPy, and multiplies in COO.
+
+    Reference embedding_dict.user_emb, .item_emb: user_embedding.weight, item_embedding.weight (rows by id; 0 is padding). The MMRec line's
+    regulariser, norms of the batch's rows that are not squared, is `require_pow=false`.
+    """
 
     def get_norm_adj_mat(self) -> SparseMatrix:
         users, items = (

@@ -100,7 +100,7 @@ class MENTOR(MultimodalRecommender):
         d = settings.embedding_size
         self.graph = self.interactions(dataset).normalised("both").both_ways().matrix()
         weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.features(m) for m in self.modalities}
+        features = {m: self.known_features(m) for m in self.modalities}
         self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
         self.preferences = nn.ParameterDict()
         for m, dims in self.feature_dims.items():

@@ -24,16 +24,18 @@ class MMGCNSettings(Settings):
     """Layers of each modality's graph network."""
     reg_weight: float = Field(ge=0)
     """lambda, the weight of the mean squares of ids and preferences."""
+    reference_width: int | None = Field(default=None, ge=1)
+    """Public code's form, and the width to which it projects the first modality (see Deviations)."""
 
 
 class Layer(nn.Module):
-    """x <- lrelu([h ; x'] W_3), h = lrelu(Mean(x W_1)), x' = lrelu(x W_2) + E_id: aggregation and combination."""
+    """x <- lrelu([h ; x'] W_3), h = lrelu(Mean(x W_1)), x' = lrelu(x W_2) + E_id: aggregation and combination, (N, width) -> (N, d)."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, width: int, d: int) -> None:
         super().__init__()
-        self.neighbours = nn.Linear(d, d, bias=False)
-        self.own = nn.Linear(d, d)
-        self.combine = nn.Linear(2 * d, d)
+        self.neighbours = nn.Linear(width, width, bias=False)
+        self.own = nn.Linear(width, d)
+        self.combine = nn.Linear(width + d, d)
         for linear in (self.neighbours, self.own, self.combine):
             nn.init.xavier_normal_(linear.weight)
 
@@ -52,8 +54,19 @@ class MMGCN(MultimodalRecommender):
     Views: the user and item rows of modality m's output. Under MRdIB the rate acts on z^m before it is brought to length 1: of a
     sample, only the direction goes on.
 
-    Deviations: all tables train (a widespread implementation registers neither P^m nor E_id as parameters) and every
-    modality is projected to width d (there the first to 256, the others not at all), so that <p_u^m, z_i^m> is defined.
+    | reference | here |
+    |---|---|
+    | id_embedding | ids (users by id, then items; 0 of each is padding) |
+    | v_gcn.preference, t_gcn.preference | preferences.image, preferences.text (rows by id) |
+    | v_gcn.MLP (.weight, .bias) | encoders.image (with `reference_width`, text has none) |
+    | v_gcn.conv_embed_n.weight (in, out) | layers.image.n-1.neighbours.weight (out, in): transposed |
+    | v_gcn.linear_layern (.weight, .bias) | layers.image.n-1.own |
+    | v_gcn.g_layern (.weight, .bias) | layers.image.n-1.combine |
+
+    Deviations: all tables train (a widespread implementation registers neither P^m nor E_id as parameters) and every modality is
+    projected to width d, so that a modality's width is not that of its features. With `reference_width`, as in public code, the first is
+    projected to that width, the others not at all, the first layers map to d, and the regulariser is lambda (mean of E_u^2 + E_i^2 over the
+    pairs, negative ones included, + mean of the first modality's P^2); the tables train nevertheless.
     """
 
     z_in_score = "yes"
@@ -62,16 +75,19 @@ class MMGCN(MultimodalRecommender):
         super().__init__(config, dataset)
         settings = MMGCNSettings.from_config(config)
         d = settings.embedding_size
-        self.reg_weight = settings.reg_weight
+        self.reg_weight, self.reference = settings.reg_weight, settings.reference_width is not None
         self.mean = self.interactions(dataset).both_ways().normalised("mean").matrix()
         self.ids = nn.init.xavier_normal_(nn.Parameter(torch.empty(self.n_users + self.n_items, d)))
         self.preferences = nn.ParameterDict()
         self.layers = nn.ModuleDict()
-        for m, dims in self.feature_dims.items():
-            self.preferences[m] = nn.init.xavier_normal_(nn.Parameter(torch.empty(self.n_users, d)))
-            self.encoders[m] = encoder = nn.Linear(dims, d)
-            nn.init.xavier_normal_(encoder.weight)
-            self.layers[m] = nn.ModuleList(Layer(d) for _ in range(settings.n_layers))
+        for n, (m, dims) in enumerate(self.feature_dims.items()):
+            projected = n == 0 or not self.reference
+            width = settings.reference_width or d if projected else dims
+            self.preferences[m] = nn.init.xavier_normal_(nn.Parameter(torch.empty(self.n_users, width)))
+            self.encoders[m] = encoder = nn.Linear(dims, width) if projected else nn.Identity()
+            if isinstance(encoder, nn.Linear):
+                nn.init.xavier_normal_(encoder.weight)
+            self.layers[m] = nn.ModuleList(Layer(d if n else width, d) for n in range(settings.n_layers))
 
     def propagate(self, enc: Encoded) -> Embeddings:
         outputs: dict[str, Tensor] = {}
@@ -93,6 +109,12 @@ class MMGCN(MultimodalRecommender):
         if self.reg_weight:
             assert batch.negative is not None
             nodes = torch.cat([batch.users, batch.positive + self.n_users, batch.negative + self.n_users])
+            ids = gather_rows(self.ids, nodes).square()
             preferences = torch.stack([p[1:].square().mean() for p in self.preferences.values()])
-            parts["l2"] = self.reg_weight * (gather_rows(self.ids, nodes).square().mean() + preferences.mean())
+            if self.reference:
+                of_users, of_items = ids.tensor_split([len(batch.users)])
+                squares = of_users.mean() + of_items.mean() + preferences[0]
+            else:
+                squares = ids.mean() + preferences.mean()
+            parts["l2"] = self.reg_weight * squares
         return parts

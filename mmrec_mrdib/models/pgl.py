@@ -107,7 +107,7 @@ class PGL(MultimodalRecommender):
                 )
             self.pruned = spectrum.both_ways().matrix()
         weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.features(m) for m in self.modalities}
+        features = {m: self.known_features(m) for m in self.modalities}
         self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
         self.preferences = nn.ParameterDict()
         for m, dims in self.feature_dims.items():

@@ -125,7 +125,7 @@ class GatedViews(MultimodalRecommender):
 
     def knn_graph(self, modality: str) -> Edges:
         settings = self.settings
-        return nearest(self.features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
+        return nearest(self.known_features(modality), settings.knn_k, True, settings.knn_method).normalised("rows")
 
     def propagate(self, enc: Encoded) -> Embeddings:
         content = propagate_mean(self.graph, torch.cat([self.users, self.items]), self.settings.n_layers)

@@ -68,7 +68,7 @@ class SMORE(GatedViews):
                 f"--modality_knn_k={given}: expected names of modalities in use: {', '.join(self.modalities)}"
             )
         k = given.get(modality, self.settings.knn_k)
-        return nearest(self.features(modality), k, True, self.settings.knn_method).normalised("rows")
+        return nearest(self.known_features(modality), k, True, self.settings.knn_method).normalised("rows")
 
     def build_fusion(self, d: int) -> None:
         views = [*self.modalities, FUSION]
