@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmrec_mrdib.graphs import full_precision
+
 
 def contrast(
     users: Sequence[Tensor],
@@ -34,7 +36,9 @@ def contrast(
     Returns:
         (M,) unique and () synergistic.
     """
-    losses: Tensor = _Contrast.apply(own, blocked, weights, 1 / temperature, len(users), *users, *items)
+    tables = [x.float() for x in (*users, *items)]
+    with full_precision(tables[0]):
+        losses: Tensor = _Contrast.apply(own, blocked, weights, 1 / temperature, len(users), *tables)
     return losses[:-1], losses[-1]
 
 
