@@ -380,8 +380,10 @@ def test_baselines_without_features_keep_the_contract(tmp_path, name):
     torch.testing.assert_close(model.predict(batch), pairs)
     emb = model.evaluation_embeddings()
     torch.testing.assert_close(emb.users[batch["user_id"]] @ emb.items.T, scores)
-    with pytest.raises(ConfigError, match="wraps a multimodal model"):
-        build(f"{name}+MRdIB", tmp_path)
+    plugged, _ = build(f"{name}+MRdIB", tmp_path)
+    assert all(torch.equal(p, plugged.backbone.get_parameter(n)) for n, p in model.named_parameters())
+    with pytest.raises(ConfigError, match="has no features"):
+        build(f"{name}+MRdIB (paper)", tmp_path)
 
 
 def test_baseline_without_features_from_data_to_embeddings(tmp_path):

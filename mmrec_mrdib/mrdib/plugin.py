@@ -146,7 +146,7 @@ class MRdIB(Channel):
         if settings.encoders == "own":
             features = self.content_features()
             self.own_encoders = nn.ModuleDict({m: Linear(x, settings.content_size) for m, x in features.items()})
-        elif not self.multimodal:
+        elif not self.featured:
             raise ConfigError(f"--encoders=backbone: {settings.backbone} has no features; choose --encoders=own")
         with torch.no_grad():
             means = self._means(self.content_features())

@@ -29,8 +29,8 @@ class Plugin(MultimodalRecommender):
 
     Attributes:
         backbone: the wrapped model.
-        multimodal: whether it keeps the contract of `models/base.py`; otherwise it is one of RecBole's general recommenders, and the
-            plug-in works on the features of the data set.
+        multimodal: whether it keeps the contract of `models/base.py`; otherwise it is one of RecBole's general recommenders.
+        featured: whether it reads features; otherwise the plug-in has those of the data set to itself.
         frozen: whether the backbone is trained already and only the plug-in's own parameters learn (`training: staged`).
     """
 
@@ -44,7 +44,8 @@ class Plugin(MultimodalRecommender):
         # First, so that a seed gives the backbone the parameters it has without the plug-in.
         self.backbone: Any = general.build(config, dataset, self.settings.backbone)
         self.multimodal = isinstance(self.backbone, MultimodalRecommender)
-        if self.multimodal:
+        self.featured = self.multimodal and bool(self.backbone.modalities)
+        if self.featured:
             for m in self.modalities:  # the backbone holds them
                 delattr(self, f"features_{m}")
         self.frozen = False
@@ -106,7 +107,7 @@ class Plugin(MultimodalRecommender):
         return enc
 
     def features(self, modality: str) -> Tensor:
-        x: Tensor = self.backbone.features(modality) if self.multimodal else super().features(modality)
+        x: Tensor = self.backbone.features(modality) if self.featured else super().features(modality)
         return x
 
     def row_tables(self) -> list[nn.Parameter]:

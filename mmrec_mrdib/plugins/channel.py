@@ -156,7 +156,7 @@ class Channel(Plugin):
 
     def _host_rows(self, features: Mapping[str, Tensor]) -> Tensor | None:
         """What the backbone itself makes of new items; None where it has no score for them."""
-        if not self.multimodal:
+        if not self.featured:
             return None
         try:
             rows: Tensor = self.backbone.new_rows(features)
