@@ -28,7 +28,7 @@ from mmrec_mrdib.config import Config, known_keys
 from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
 from mmrec_mrdib.experiment import record, tune
 from mmrec_mrdib.experiment.run import display_name, is_staged, make_config, prepare, run
-from mmrec_mrdib.experiment.tables import csv_cell, csv_text
+from mmrec_mrdib.experiment.tables import NEW, csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import DataSettings
@@ -218,6 +218,8 @@ def _built_in(dataset: str, data_path: str) -> bool:
 
 def _check_metrics(spec: Spec, config: Config) -> None:
     have = {f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]}
+    if config["cold_items"]:
+        have |= {NEW + metric for metric in have}
     for metric in spec.metrics:
         if metric not in have:
             raise ConfigError(
@@ -397,7 +399,7 @@ def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]
 
 def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
     results = cell.results
-    values = {m: [r["test"][m] for r in results.values()] for m in spec.metrics}
+    values = {m: [v for r in results.values() if (v := _value(r, m)) is not None] for m in spec.metrics}
     reasons = [f"{what}: {failure.reason}" for what, failure in cell.failures.items()]
     complete = len(results) == len(spec.seeds)
     return {
@@ -422,6 +424,14 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
     }
 
 
+def _value(result: Mapping[str, Any], metric: str) -> float | None:
+    """A metric of a run on test; 'new:recall@20' is that of the held-out items, where the model has a score for them."""
+    if metric.startswith(NEW):
+        return result.get("cold", {}).get(metric.removeprefix(NEW))
+    value: float = result["test"][metric]
+    return value
+
+
 def _notes(cell: Cell, spec: Spec) -> list[str]:
     if not spec.trials:
         return []
@@ -434,6 +444,7 @@ def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
     """Each variant against its backbone: every data set and metric."""
     by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
     found: list[Compared] = []
+    metrics = [m for m in spec.metrics if not m.startswith(NEW)]
     pairs = 0
     for (dataset, backbone, variant), cell in by_name.items():
         plain = by_name.get((dataset, backbone, "plain"))
@@ -443,8 +454,8 @@ def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
         seeds = [s for s in cell.results if s in plain.results]
         if not seeds:
             continue
-        per_user = [_per_user_differences(plain.results[s], cell.results[s], spec.metrics) for s in seeds]
-        for metric in spec.metrics:
+        per_user = [_per_user_differences(plain.results[s], cell.results[s], metrics) for s in seeds]
+        for metric in metrics:
             before = np.array([plain.results[s]["test"][metric] for s in seeds])
             after = np.array([cell.results[s]["test"][metric] for s in seeds])
             # One difference a user, averaged over the seeds: users are what a larger sample would have more of.
@@ -453,7 +464,7 @@ def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
             named = {"dataset": dataset, "backbone": backbone, "model": cell.model, "metric": metric, "seeds": seeds}
             one.entry = named | one.entry
             found.append(one)
-    return decide(found, pairs * len(spec.metrics))
+    return decide(found, pairs * len(metrics))
 
 
 @dataclass

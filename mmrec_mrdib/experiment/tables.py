@@ -18,6 +18,7 @@ from mmrec_mrdib.paths import write_atomically
 if TYPE_CHECKING:
     from rich.console import Group
 
+NEW = "new:"  # before a metric of the items that `cold_items` holds out; these are shown, not tested
 Board = Mapping[str, Any]
 NAMES = ("leaderboard.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.json", "leaderboard.html")
 
@@ -69,7 +70,9 @@ def _md(text: str) -> str:
 
 
 def title(metric: str) -> str:
-    """'Recall@20', 'NDCG@5', 'MAP@10'."""
+    """'Recall@20', 'NDCG@5', 'MAP@10'; 'new items: Recall@20'."""
+    if metric.startswith(NEW):
+        return f"new items: {title(metric.removeprefix(NEW))}"
     name, _, k = metric.partition("@")
     return f"{name.upper() if name in ('ndcg', 'map', 'mrr') else name.capitalize()}@{k}"
 
