@@ -61,8 +61,8 @@ class PGL(MultimodalRecommender):
 
     z^m = W_m x^m + b_m; x_0 = [P^1 ... P^M ; nrm(z^1) ... nrm(z^M)], side by side; x = the mean of A^l x_0, l = 0 ... n_layers;
     s(u, i) = <x_u, x_i + (S^n_item_layers x_0)_i>, S = sum_m w_m L(kNN_k(X^m)), FREEDOM's. No ids. Evaluation has A = all edges, normalised; training
-    a principal part of them: local, floor(keep_edges |E|) edges drawn each epoch with probability proportional to 1 / sqrt(deg_u deg_i), normalised anew;
-    global, `graphs.principal`, d/8 of the spectrum's pairs, which needs a width divisible by 8.
+    a principal part of them: local, floor(keep_edges |E|) edges drawn each epoch with probability proportional to 1 / sqrt(deg_u deg_i),
+    normalised anew; global, `graphs.principal`, d/8 of the spectrum's pairs, which needs a width divisible by 8.
     Loss: BPR + lambda / 2 (InfoNCE of two dropped-out views of the users + the same of the positives); lambda is 0 as published, and then
     this term is not computed. M >= 1. Views: each modality's slice of users and items.
     Under MRdIB the rate acts on z^m before it is brought to length 1: of a sample, only the direction goes on.
