@@ -17,6 +17,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from mmrec_mrdib import compat, paths, process
+from mmrec_mrdib.config import quoted
 from mmrec_mrdib.data import modality, text
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
@@ -24,8 +25,7 @@ from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError, listed
 from mmrec_mrdib.evaluation import by_user, cells, score_all
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import make_config, prepare, seeded_model
-from mmrec_mrdib.models.base import Encoded, MultimodalRecommender
-from mmrec_mrdib.mrdib.plugin import MRdIB
+from mmrec_mrdib.models.base import MultimodalRecommender
 
 _SAMPLE = 256  # users whose scores must be inner products before tables are exported
 # What RecBole's models call the tables that they score with: after propagation (LightGCN, NGCF, DGCF, SGL, ...), or as trained (BPR, ...).
@@ -130,12 +130,11 @@ class Trained:
             raise ConfigError(
                 f"--new-items: {self.result['model']} knows no features, so it has no score for a new item"
             )
-        tokens, enc = self._encode_new(Path(folder))
-        items = self.model.new_items(enc)
-        table = self.model.evaluation_embeddings().users
+        tokens, features = self._new_features(Path(folder))
+        scores = self.model.new_scorer(features)
         ids = self._ids(users, k)
         for part in ids.split(max(_SCORES // len(tokens), 1)):
-            best = torch.topk(self.model.score(table[part], items).float(), min(k, len(tokens)), dim=1)
+            best = torch.topk(scores(part).float(), min(k, len(tokens)), dim=1)
             values, found = best.values.cpu().numpy(), best.indices.cpu().numpy()
             yield pd.DataFrame(
                 {
@@ -146,12 +145,12 @@ class Trained:
                 }
             )
 
-    def _encode_new(self, folder: Path) -> tuple[np.ndarray, Encoded]:
+    def _new_features(self, folder: Path) -> tuple[np.ndarray, dict[str, Tensor]]:
         if not folder.is_dir():
             raise DataError(f"--new-items={folder}: no such folder")
         found = modality.find(folder, {})
         files: dict[str, modality.FeatureFile] = {}
-        for m, dims in self.model_of_items.feature_dims.items():
+        for m, dims in self.model.feature_dims.items():
             if m not in found:
                 raise DataError(
                     f"--new-items={folder}: no {m}{modality.SUFFIX}; the model uses {', '.join(self.dataset.features)}"
@@ -183,13 +182,7 @@ class Trained:
                 known[0] = False
                 scaled[blank] = self.dataset.features[m][known].mean(dim=0)
             features[m] = scaled.to(self.model.device)
-        backbone = self.model_of_items
-        return np.asarray(tokens), backbone.stage(backbone.encoders, features, None)
-
-    @property
-    def model_of_items(self) -> MultimodalRecommender:
-        """The backbone, which has the encoders."""
-        return self.model.backbone if isinstance(self.model, MRdIB) else self.model
+        return np.asarray(tokens), features
 
     def _ids(self, users: Iterable[str] | None, k: int) -> Tensor:
         if k < 1:
@@ -307,9 +300,7 @@ def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
     fresh = make_config(result["model"], name, result["seed"], values=where)
     leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
     changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
-    # Text is read as YAML: quoted, it stays text.
-    overrides = {k: json.dumps(v) if isinstance(v, str) else v for k, v in changed.items()}
-    return make_config(result["model"], name, result["seed"], values=overrides | where)
+    return make_config(result["model"], name, result["seed"], values=quoted(changed) | where)
 
 
 # Writing.

@@ -256,6 +256,20 @@ class MultimodalRecommender(GeneralRecommender, ABC):
             "modality representations; VBPR and FREEDOM have one"
         )
 
+    def new_scorer(self, features: dict[str, Tensor], items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Users (B,) -> (B, R) scores of items that were never trained on, in evaluation mode.
+
+        Args:
+            features: modality -> (R, D_m) of these items.
+            items: their ids (R,), where they are of the catalogue and were held out.
+
+        Raises:
+            ConfigError: the model is not defined for such items.
+        """
+        rows = self.new_items(self.stage(self.encoders, features, None))
+        table = self.evaluation_embeddings().users
+        return lambda users: self.score(table[users], rows)
+
     def before_epoch(self, epoch: int) -> None:
         """Called by the trainer before each training epoch."""
 

@@ -10,7 +10,7 @@ their items, whatever the backbone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmrec_mrdib.data import corrupt
 from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.models.base import Embeddings
 from mmrec_mrdib.mrdib.history import Histories, profiles
 from mmrec_mrdib.plugins.base import Plugin, PluginSettings
@@ -154,25 +155,29 @@ class Channel(Plugin):
             self._evaluation = emb
         return self._evaluation
 
-    def new_rows(self, features: dict[str, Tensor]) -> Tensor:
-        """(R, d') embeddings, as `evaluation_embeddings` has them, of items that were never trained on: the backbone's part is 0
-        where it is not defined for them.
+    def new_scorer(self, features: dict[str, Tensor], items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The backbone's score, where it has one for such items, and w times the content score; the content score alone where it has none.
 
         Raises:
-            ConfigError: neither the backbone nor the content score is defined for them.
+            ConfigError: the backbone has none, and there is no readout.
         """
-        host = self.host_embeddings()
-        if host is None and not self.reads_content:
-            raise ConfigError(f"{self.settings.backbone} has no score for items without interactions")
+        of_host: Callable[[Tensor], Tensor] | None = None
         try:
-            if not self.multimodal:
-                raise ConfigError(f"{self.settings.backbone} knows no features")
-            own = self.backbone.new_items(self.backbone.stage(self.backbone.encoders, features, None))
+            of_host = super().new_scorer(features, items)
         except ConfigError:
-            if not self.reads_content:
+            if self.settings.readout == "none":
                 raise
-            own = self.weight.new_zeros(len(next(iter(features.values()))), 0 if host is None else host.items.shape[1])
-        return torch.cat([own, *self.unit_rows(features).values()], 1) if self.reads_content else own
+        if of_host is not None and not self.reads_content:
+            return of_host
+        if items is not None:
+            features = {m: gather_rows(x, items) for m, x in self.content_features().items()}
+        rows = torch.cat(list(self.unit_rows(features).values()), 1)
+
+        def scores(users: Tensor) -> Tensor:
+            beside = self.profiles(users) @ rows.T
+            return beside if of_host is None else of_host(users) + self.weight * beside
+
+        return scores
 
     def drop_evaluation_cache(self) -> None:
         super().drop_evaluation_cache()
