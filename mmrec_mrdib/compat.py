@@ -250,9 +250,10 @@ def _one_pass() -> None:
 def drop_restored(model: Any) -> None:
     """Some of RecBole's models keep the tables of their last evaluation and drop them in the next training step only: other
     weights, loaded in between, would be scored with the old tables."""
-    for name in getattr(model, "other_parameter_name", ()):
-        if name.startswith("restore_") or name == "i_embedding":
-            setattr(model, name, None)
+    for module in model.modules():  # a wrapped one, too
+        for name in getattr(module, "other_parameter_name", ()):
+            if name.startswith("restore_") or name == "i_embedding":
+                setattr(module, name, None)
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,11 @@ def known_keys() -> frozenset[str]:
     for group in ("general", "training", "evaluation", "dataset"):
         keys |= set(getattr(recbole.config.configurator, f"{group}_arguments"))
     return frozenset(keys)
+
+
+def quoted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that a Config has parsed, so that another parses them to the same: text that is read as YAML is quoted."""
+    return {k: json.dumps(v) if isinstance(v, str) and k not in _VERBATIM else v for k, v in values.items()}
 
 
 def parse_value(key: str, value: Any) -> Any:

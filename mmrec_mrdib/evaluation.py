@@ -16,6 +16,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
 
 from mmrec_mrdib.errors import NonFiniteLossError
+from mmrec_mrdib.graphs import gather_rows
 
 RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 MIN_USERS = 32  # at a time, however many items there are: fewer would read all items for next to nothing
@@ -126,13 +127,18 @@ def topk(model: Any, block: Block, user_field: str, n_items: int, k: int) -> tup
     scores = score_all(model, block.users, user_field, n_items)
     scores.view(-1)[block.masked] = -torch.inf
     values, best = torch.topk(scores, k, dim=1)
-    if bool(values.isnan().any()):  # NaN counts as the largest
-        raise NonFiniteLossError(
-            f"{type(model).__name__} scores items with NaN: its parameters or the data let it diverge"
-        )
+    _check_scores(model, values)
     relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     relevant[block.relevant] = True
     return best, relevant.view_as(scores).gather(1, best)
+
+
+def _check_scores(model: Any, values: Tensor) -> None:
+    """`values` are each user's largest: NaN counts as the largest."""
+    if bool(values.isnan().any()):
+        raise NonFiniteLossError(
+            f"{type(model).__name__} scores items with NaN: its parameters or the data let it diverge"
+        )
 
 
 @torch.no_grad()
@@ -206,7 +212,8 @@ def rank_ladder(
         relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         relevant[block.relevant] = True
         for rung in rungs:
-            best = torch.topk(torch.add(scores, beside, alpha=ladder[rung] * unit), width, dim=1).indices
+            values, best = torch.topk(torch.add(scores, beside, alpha=ladder[rung] * unit), width, dim=1)
+            _check_scores(model, values)
             hits[rung].append(relevant.view_as(scores).gather(1, best))
     n_relevant = torch.cat([block.n_relevant for block in split])
     rankings = {
@@ -233,13 +240,12 @@ class NewItems:
     def __init__(self, model: Any, items: Tensor) -> None:
         self.model, self.items = model, items
         with torch.no_grad():
-            self.users = model.new_row_users()
-            self.embeddings = model.new_rows({m: model.features(m)[items] for m in model.modalities})
+            self.scorer = model.new_scorer({m: gather_rows(model.features(m), items) for m in model.modalities}, items)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
-        users = self.users[interaction[self.model.USER_ID]]
-        scores = users.new_full((len(users), self.model.n_items), -torch.inf)
-        scores[:, self.items] = self.model.score(users, self.embeddings)
+        known = self.scorer(interaction[self.model.USER_ID])
+        scores = known.new_full((len(known), self.model.n_items), -torch.inf)
+        scores[:, self.items] = known
         return scores
 
 

@@ -322,7 +322,9 @@ def fitted_in_one_pass(model: Any) -> bool:
 
 
 def training_state(model: Any) -> dict[str, Any]:
-    """What the training of RecBole's models changes besides their state_dict: tensors and plain values, for a checkpoint."""
+    """What the training of RecBole's models, also wrapped ones, changes besides their state_dict: tensors and plain values, for a
+    checkpoint."""
+    model = getattr(model, "backbone", model)
     found = {name: vars(model)[name] for name in _STATE if name in vars(model)}
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -333,6 +335,7 @@ def training_state(model: Any) -> dict[str, Any]:
 
 def restore_training_state(model: Any, state: dict[str, Any]) -> None:
     """Put `training_state` back."""
+    model = getattr(model, "backbone", model)
     for name, value in state.items():
         if isinstance(vars(model)[name], np.ndarray):
             value = value.cpu().numpy()

@@ -15,7 +15,7 @@ from mmrec_mrdib.testing.contract import build
 VALUES = {"epochs": 2, "topk": [5], "valid_metric": "Recall@5", "embedding_size": 8, "train_batch_size": 64}
 
 
-def fitted(toy, tmp_path, model="VBPR+MRdIB", **values):
+def fitted(toy, tmp_path, model="VBPR+MRdIB (paper)", **values):
     values = VALUES | {"data_path": str(toy), "modalities": "a,b"} | values
     return train(model, "toy", 3, values=values, runs=tmp_path / "runs")
 
@@ -42,7 +42,7 @@ def test_held_out_items_are_nowhere_in_the_splits(toy):
     assert torch.equal(again.cold[1], items)  # by split_seed alone
 
 
-@pytest.mark.parametrize("model", ["VBPR", "VBPR+MRdIB", "FREEDOM", "FREEDOM+MRdIB"])
+@pytest.mark.parametrize("model", ["VBPR", "VBPR+MRdIB (paper)", "FREEDOM", "FREEDOM+MRdIB (paper)"])
 def test_cold_items_are_ranked_among_themselves(toy, tmp_path, model):
     result = fitted(toy, tmp_path, model, cold_items=0.2, topk=[2, 5])
     cold = result["cold"]
@@ -70,7 +70,7 @@ def test_scores_of_new_items_by_hand(tmp_path):
     assert scores[:, [0, 1, 2, 4]].isneginf().all()
 
 
-@pytest.mark.parametrize("model", ["MMGCN", "DualGNN+MRdIB", "MGCN", "SOIL", "BPR", "LightGCN"])
+@pytest.mark.parametrize("model", ["MMGCN", "DualGNN+MRdIB (paper)", "MGCN", "SOIL", "BPR", "LightGCN"])
 def test_other_models_refuse_before_training(toy, tmp_path, model):
     with pytest.raises(ConfigError, match=r"new item|without interactions"):
         fitted(toy, tmp_path, model, cold_items=0.2)
@@ -86,7 +86,7 @@ def new_items(folder, a, b, ids_b=None):
     return folder
 
 
-@pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM"])
+@pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)", "FREEDOM"])
 def test_a_copy_of_a_known_item_gets_its_modality_score(toy, tmp_path, model):
     raw = {m: np.load(toy / "toy" / f"{m}_feat.npy") for m in "ab"}
     raw["b"][1] = 0  # no picture: the mean row stands in, for the known item and for its copy

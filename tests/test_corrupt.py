@@ -67,7 +67,7 @@ def test_a_data_set_is_corrupted_the_same_way_for_every_seed_and_model(toy):
     settings = {"feature_noise": 3.0, "feature_dropout": 0.4, "feature_control": "{a: shuffle}"}
     dataset, worse = features(toy, **settings)
     _, clean = features(toy)
-    other = prepare(make_config("VBPR+MRdIB", "toy", 7, values={"data_path": str(toy), **settings})).dataset
+    other = prepare(make_config("VBPR+MRdIB (paper)", "toy", 7, values={"data_path": str(toy), **settings})).dataset
     assert all(np.array_equal(other.features[m].numpy(), worse[m]) for m in worse)
     assert all((worse[m][0] == 0).all() and not np.allclose(worse[m], clean[m]) for m in worse)
     notes = {k: v for k, v in dataset.notes.items() if k.startswith("items_that_lost")}
@@ -111,7 +111,7 @@ def test_a_corrupted_run_is_recorded_and_loads_again(toy, tmp_path):
         "feature_control": "{a: constant}",
         "embedding_size": 8,
     }
-    result = train("FREEDOM+MRdIB", "toy", 1, values=values, runs=tmp_path / "runs")
+    result = train("FREEDOM+MRdIB (paper)", "toy", 1, values=values, runs=tmp_path / "runs")
     saved = json.loads((tmp_path / "runs" / result["folder"].rsplit("/", 1)[1] / "result.json").read_text())
     assert saved["config"]["feature_noise"] == 0.0 and saved["config"]["feature_control"] == {"a": "constant"}
     trained = load(result["folder"])  # compares the fingerprint of the data

@@ -18,7 +18,7 @@ VALUES = {"epochs": 2, "topk": [5], "valid_metric": "Recall@5", "embedding_size"
 
 @pytest.fixture
 def fitted(toy, tmp_path):
-    def call(model="VBPR+MRdIB", **values):
+    def call(model="VBPR+MRdIB (paper)", **values):
         values = VALUES | {"data_path": str(toy), "modalities": "a,b"} | values
         values = {k: v for k, v in values.items() if v is not None}
         return train(model, "toy", 3, values=values, runs=tmp_path / "runs")["folder"]
@@ -31,7 +31,7 @@ def history(toy):
     return {(user, item) for user, item, *_ in rows}, {(u, i) for u, i, _, label in rows if label == "0"}
 
 
-@pytest.mark.parametrize("model", ["VBPR+MRdIB", "MGCN", "FREEDOM+MRdIB", "BPR"])
+@pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)", "MGCN", "FREEDOM+MRdIB (paper)", "BPR"])
 def test_lists_are_the_scores_sorted(fitted, toy, model):
     trained = load(fitted(model))
     seen, _ = history(toy)
@@ -53,7 +53,7 @@ def test_the_weights_are_those_of_the_best_epoch(fitted):
     trained = load(folder)
     state = torch.load(f"{folder}/best.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(state[n], p) for n, p in trained.model.state_dict().items())
-    assert not trained.model.training and trained.result["model"] == "VBPR+MRdIB"
+    assert not trained.model.training and trained.result["model"] == "VBPR+MRdIB (paper)"
 
 
 def test_in_blocks_and_with_fewer_items_than_asked_for(fitted, toy, monkeypatch):
@@ -92,7 +92,7 @@ def test_unknown_users(fitted):
         trained.recommend(["7"], k=0)
 
 
-@pytest.mark.parametrize("model", ["VBPR+MRdIB", "MMGCN+MRdIB", "SOIL"])
+@pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)", "MMGCN+MRdIB (paper)", "SOIL"])
 def test_embeddings_make_the_scores(fitted, tmp_path, model):
     trained = load(fitted(model))
     names = export.write_embeddings(trained, tmp_path / "e.npz")

@@ -309,7 +309,7 @@ def test_features_train_only_when_asked_to(tmp_path, name):
         model.train()
         _, grads = gradients(model, next(iter(splits.train)))
         assert ("features_a" in grads) == asked
-    plugged, splits = build(f"{name}+MRdIB", tmp_path, trainable_features=True)
+    plugged, splits = build(f"{name}+MRdIB (paper)", tmp_path, trainable_features=True)
     assert "backbone.features_a" in dict(plugged.named_parameters())
     before = splits.dataset.features["a"].clone()
     with torch.no_grad():

@@ -23,16 +23,16 @@ def test_rate_is_the_closed_form_and_so_is_its_gradient():
     log_var = raw.clamp(-1, 1)  # some are beyond
     prior = Normal(torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64))
     truth = kl_divergence(Normal(mean, (0.5 * log_var).exp()), prior).sum(1)
-    kl = _Sample.apply(mean, raw, -1.0, 1.0)[1]
+    kl = _Sample.apply(mean, raw, -1.0, 1.0, 1.0)[1]
     torch.testing.assert_close(kl, truth)
     present = torch.tensor([False, True, False, False, True, False, False])
     torch.testing.assert_close(rate(kl, present), truth[[1, 4]].mean())
     torch.testing.assert_close(rate(kl), truth.mean())
-    assert _Sample.apply(torch.zeros(3, 5), torch.zeros(3, 5), -1.0, 1.0)[1].sum() == 0
+    assert _Sample.apply(torch.zeros(3, 5), torch.zeros(3, 5), -1.0, 1.0, 1.0)[1].sum() == 0
 
     def sampled(m, v):  # the same noise at each call
         torch.manual_seed(0)
-        z, kl = _Sample.apply(m, v, -1.0, 1.0)
+        z, kl = _Sample.apply(m, v, -1.0, 1.0, 1.0)
         return z, rate(kl, present)
 
     torch.autograd.gradcheck(sampled, (mean, raw))
@@ -61,7 +61,7 @@ def test_sampling_is_reparameterised():
 def test_no_gradient_reaches_the_variance_beyond_its_bounds():
     raw = torch.tensor([[-3.0, 0.0, 3.0]], requires_grad=True)
     mean = torch.zeros(1, 3, requires_grad=True)
-    z, kl = _Sample.apply(mean, raw, -1.0, 1.0)
+    z, kl = _Sample.apply(mean, raw, -1.0, 1.0, 1.0)
     assert kl.item() == pytest.approx((math.exp(-1) + math.exp(1) - 2) / 2)  # sigma^2 = 1/e, 1, e
     z.sum().backward()
     eps = z.detach()[0, 1]  # sigma = 1 there
@@ -83,7 +83,7 @@ def test_redundancy_runs_over_pairs():
 
 
 def test_total_is_the_weighted_sum(tmp_path):
-    model, splits = build("VBPR+MRdIB", tmp_path, rate_weight=0.3, unique_weight=0.7, redundant_weight=0)
+    model, splits = build("VBPR+MRdIB (paper)", tmp_path, rate_weight=0.3, unique_weight=0.7, redundant_weight=0)
     model.train()
     step = model.step_loss(next(iter(splits.train)))
     assert set(step.parts) == {"bpr", "l2", "rate", "unique"}
@@ -100,7 +100,7 @@ def test_estimators_are_a_group_of_their_own(tmp_path):
 
     build("VBPR", tmp_path)
     values = {"data_path": str(tmp_path), "weight_decay": 0.1}
-    config = make_config("VBPR+MRdIB", "toy", 1, values=values)
+    config = make_config("VBPR+MRdIB (paper)", "toy", 1, values=values)
     model = model_class("MRdIB")(config, prepare(config).parts[0])
     groups = MRdIBTrainer(config, model, tmp_path / "r").optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
@@ -111,4 +111,4 @@ def test_settings_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="rate_weight"):
         build("VBPR+MRdIB", tmp_path, rate_weight=-1)
     with pytest.raises(ConfigError, match="min_log_var"):
-        build("VBPR+MRdIB", tmp_path, min_log_var=0)
+        build("VBPR+MRdIB (paper)", tmp_path, min_log_var=0)

@@ -101,7 +101,7 @@ def rows_pay(monkeypatch):
 def test_training_with_large_tables_is_training_with_dense_adam(toy, monkeypatch, rows_pay):
     """The whole way through the trainer, plain and +MRdIB."""
     values = {"data_path": str(toy), "epochs": 3, "train_batch_size": 8, "learning_rate": 0.01}
-    for model in ("VBPR", "VBPR+MRdIB"):
+    for model in ("VBPR", "VBPR+MRdIB (paper)"):
         by_rows = mmrec_mrdib.train(model, "toy", 1, values=values, runs=toy / "rows")
         with monkeypatch.context() as patch:
             patch.setattr(VBPR, "row_tables", lambda self: [])

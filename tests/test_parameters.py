@@ -41,11 +41,11 @@ def make(data):
 WRONG = (None, [], {}, -1, "x", "[x, 2]")
 
 
-@pytest.mark.parametrize(("model", "dataset"), [("VBPR+MRdIB", "toy"), ("SOIL", "toy"), ("BPR", "atom")])
+@pytest.mark.parametrize(("model", "dataset"), [("VBPR+MRdIB (paper)", "toy"), ("SOIL", "toy"), ("BPR", "atom")])
 def test_no_value_of_any_parameter_ends_in_a_traceback(data, model, dataset):
     ours = paths.properties_dir()
     keys = set(known_keys()) | {"backbone"}
-    files = {"VBPR+MRdIB": ("mrdib.yaml", "model/VBPR.yaml"), "SOIL": ("model/SOIL.yaml",), "BPR": ()}[model]
+    files = {"VBPR+MRdIB (paper)": ("mrdib.yaml", "model/VBPR.yaml"), "SOIL": ("model/SOIL.yaml",), "BPR": ()}[model]
     keys |= {key for file in files for key in read_yaml(ours / file)}
     accepted = 0
     for key in sorted(keys - {"data_path"}):
@@ -135,8 +135,8 @@ def test_another_backbone_than_the_one_named_is_refused(make, tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("backbone: MGCN\n")
     for config in (
-        lambda: make("VBPR+MRdIB", backbone="MGCN"),
-        lambda: make_config("VBPR+MRdIB", "ml-100k", 1, [file]),
+        lambda: make("VBPR+MRdIB (paper)", backbone="MGCN"),
+        lambda: make_config("VBPR+MRdIB (paper)", "ml-100k", 1, [file]),
     ):
         with pytest.raises(ConfigError, match="backbone=MGCN: no effect here: VBPR is named already"):
             config()
@@ -144,7 +144,7 @@ def test_another_backbone_than_the_one_named_is_refused(make, tmp_path):
     with pytest.raises(ConfigError, match="--worker=4: no effect"):
         make_config("VBPR", "ml-100k", 1, [file])
     assert (
-        make("VBPR+MRdIB", backbone="VBPR", worker=0)["backbone"] == "VBPR"
+        make("VBPR+MRdIB (paper)", backbone="VBPR", worker=0)["backbone"] == "VBPR"
     )  # what says nothing else is no contradiction
 
 

@@ -107,7 +107,7 @@ told = {"import": changed(before)}
 mmrec_mrdib.Config, mmrec_mrdib.load, mmrec_mrdib.MRdIB
 told["every module"] = changed(before)
 values = {"data_path": sys.argv[1], "epochs": 1, "topk": [5], "valid_metric": "Recall@5", "embedding_size": 4, "threads": 1}
-folder = mmrec_mrdib.train("FREEDOM+MRdIB", "toy", 1, values=values, runs=sys.argv[2])["folder"]
+folder = mmrec_mrdib.train("FREEDOM+MRdIB (paper)", "toy", 1, values=values, runs=sys.argv[2])["folder"]
 told["train"] = changed(before)
 mmrec_mrdib.load(folder).recommend(k=1)
 told["load"] = changed(before)

@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
     values = {"data_path": str(folder), "epochs": 2, "embedding_size": 8, "show_progress": False, "weighting": "auto"}
     plain = {k: v for k, v in values.items() if k != "weighting"}
     return [
-        train("VBPR+MRdIB", "toy", 1, values=values, runs=folder / "runs")["folder"],
+        train("VBPR+MRdIB (paper)", "toy", 1, values=values, runs=folder / "runs")["folder"],
         train("VBPR", "toy", 1, values=plain, runs=folder / "runs")["folder"],
         train("BPR", "toy", 1, values={k: v for k, v in plain.items() if k != "modalities"}, runs=folder / "runs")[
             "folder"
@@ -40,7 +40,7 @@ def page(runs, tmp_path_factory):
 def test_the_json_has_every_figure(page):
     report = json.loads(page.with_suffix(".json").read_text())
     plain, variant = report["runs"]  # plain first, whatever the order given
-    assert [r["label"] for r in (plain, variant)] == ["VBPR", "VBPR+MRdIB"]
+    assert [r["label"] for r in (plain, variant)] == ["VBPR", "VBPR+MRdIB (paper)"]
     pairs = {"a-b", "a-c-d", "b-c-d"}
     for run in (plain, variant):
         assert set(run["ranking"]) == {"all", "a", "b", "c-d"}
@@ -131,7 +131,7 @@ def test_the_page_in_a_browser(page, tmp_path):
 def test_one_modality_has_no_pairs(runs, tmp_path):
     root = str(load(runs[0]).result["config"]["data_path"]).rsplit("/", 1)[0]
     values = {"data_path": root, "epochs": 1, "embedding_size": 8, "show_progress": False, "modalities": "a"}
-    folder = train("FREEDOM+MRdIB", "toy", 1, values=values, runs=tmp_path / "runs")["folder"]
+    folder = train("FREEDOM+MRdIB (paper)", "toy", 1, values=values, runs=tmp_path / "runs")["folder"]
     assert main(["report", folder, "--output", str(tmp_path / "one.html")]) == 0
     report = json.loads((tmp_path / "one.json").read_text())["runs"][0]
     assert report["redundancy"] == report["decomposition"] == {} and set(report["ranking"]) == {"all", "a"}

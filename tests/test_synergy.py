@@ -53,7 +53,7 @@ def test_synergy_finds_what_no_modality_says_alone(tmp_path, monkeypatch, weight
         "data_path": str(tmp_path), "epochs": 60, "synergy_weight": weight,
         "learning_rate": 0.01, "train_batch_size": 512, "topk": [10], "valid_metric": "Recall@10", "stopping_step": 60,
     }  # fmt: skip
-    config = make_config("JointFusion+MRdIB", "xor", 1, values=values)
+    config = make_config("JointFusion+MRdIB (paper)", "xor", 1, values=values)
     torch.manual_seed(0)
     splits = prepare(config)
     model = registry.model_class("MRdIB")(config, splits.parts[0])

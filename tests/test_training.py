@@ -25,7 +25,7 @@ VBPR_REG = {"reg_weight": 0.01}
 
 @pytest.fixture
 def fit(toy, tmp_path):
-    def call(model="VBPR+MRdIB", resume=False, runs="runs", **values):
+    def call(model="VBPR+MRdIB (paper)", resume=False, runs="runs", **values):
         values = {"data_path": str(toy), "epochs": 6, "checkpoint_interval": 0, **TOPK, **values}
         if model.startswith("VBPR"):
             values |= VBPR_REG
@@ -43,13 +43,13 @@ def test_a_seed_gives_the_same_run_twice_and_another_seed_another(fit, toy, tmp_
     first, second = fit(), fit(runs="again")
     assert outcome(first) == outcome(second)
     values = {"data_path": str(toy), "epochs": 6, **TOPK, **VBPR_REG}
-    assert outcome(train("VBPR+MRdIB", "toy", 4, values=values, runs=tmp_path / "r")) != outcome(first)
+    assert outcome(train("VBPR+MRdIB (paper)", "toy", 4, values=values, runs=tmp_path / "r")) != outcome(first)
 
 
 def test_run_folder(fit):
     result = fit()
     folder = run_module.Path(result["folder"])
-    assert folder.name.startswith("VBPR+MRdIB-toy-3-")
+    assert folder.name.startswith("VBPR+MRdIB-paper-toy-3-")
     names = {"result.json", "per_user.npz", "best.pt", "log.txt", "curves.png", "tensorboard"}
     assert {p.name for p in folder.iterdir()} == names
     read = load_result(folder)
@@ -70,7 +70,7 @@ def test_run_folder(fit):
 
 
 # FREEDOM draws its graph anew each epoch, SOIL's learning rate depends on the epoch.
-@pytest.mark.parametrize("model", ["VBPR+MRdIB", "FREEDOM", "SOIL+MRdIB"])
+@pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)", "FREEDOM", "SOIL+MRdIB (paper)"])
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model, caplog):
     fit = functools.partial(fit, model)
     whole = fit(runs="whole")
@@ -141,7 +141,9 @@ def test_mixed_precision_trains(toy, tmp_path, model):
     values = {"data_path": str(toy), "epochs": 1, "train_batch_size": 64, "embedding_size": 8, **plug}
     losses = []
     for amp in (True, False):
-        config = make_config(f"{model}+MRdIB" if plug else model, "toy", 3, values={**values, "enable_amp": amp})
+        config = make_config(
+            f"{model}+MRdIB (paper)" if plug else model, "toy", 3, values={**values, "enable_amp": amp}
+        )
         losses.append(run_module.best_on_valid(config, tmp_path / str(amp)).history[0]["losses"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=1e-3)
 
@@ -196,7 +198,7 @@ def test_variant_sees_the_batches_of_the_backbone(toy):
         config = make_config(model, "toy", 3, values={"data_path": str(toy), **TOPK})
         return [b["neg_item_id"] for b in prepare(config).train]
 
-    for a, b in zip(batches("VBPR"), batches("VBPR+MRdIB"), strict=True):
+    for a, b in zip(batches("VBPR"), batches("VBPR+MRdIB (paper)"), strict=True):
         assert torch.equal(a, b)
 
 

@@ -177,7 +177,9 @@ def test_pruning_can_be_switched_off(toy):
 
 def test_variant_and_backbone_share_the_backbones_space():
     for base in registry.MODELS:
-        plain, variant, auto = (tune.search_space(*a) for a in ((base,), (f"{base}+MRdIB",), (f"{base}+MRdIB", "auto")))
+        plain, variant, auto = (
+            tune.search_space(*a) for a in ((base,), (f"{base}+MRdIB (paper)",), (f"{base}+MRdIB (paper)", "auto"))
+        )
         twins = tune.TWINS.get(base, {})
         assert plain == auto and set(variant) - set(plain) == {f"{t}_weight" for t in TERMS}
         assert all(variant[k] == plain[k] for k in plain if k not in twins.values())
@@ -198,7 +200,7 @@ def test_twins_are_all_there_are(base, toy):
 
     def gradient(more):
         nonlocal splits, batch
-        config = runs_module.make_config(f"{base}+MRdIB", "toy", 1, values=start | more)
+        config = runs_module.make_config(f"{base}+MRdIB (paper)", "toy", 1, values=start | more)
         splits = splits or runs_module.prepare(config)
         batch = batch if batch is not None else next(iter(splits.train))
         torch.manual_seed(0)
@@ -216,7 +218,7 @@ def test_twins_are_all_there_are(base, toy):
 
 def test_automatic_weights_are_not_searched(toy):
     with pytest.raises(ConfigError, match=r"unique_weight set themselves.*--weights=auto"):
-        tune.tune("VBPR+MRdIB", "toy", 1, {"data_path": str(toy), "weighting": "auto"}, runs=toy / "runs")
+        tune.tune("VBPR+MRdIB (paper)", "toy", 1, {"data_path": str(toy), "weighting": "auto"}, runs=toy / "runs")
 
 
 def test_other_code_is_told_and_fresh_forgets(toy, monkeypatch):
@@ -296,7 +298,7 @@ def test_the_command_writes_what_a_run_can_read(toy, tmp_path, capsys):
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump({**SPACE, "learning_rate": [0.001, 0.01], "learning_rate_scheduler": [[0.9, 50]]}))
     out = tmp_path / "out"
-    arguments = ["tune", "--model", "VBPR+MRdIB", "--dataset", "toy", "--data_path", str(toy), "--trials", "4", "--epochs=2", "--seed=1",
+    arguments = ["tune", "--model", "VBPR+MRdIB (paper)", "--dataset", "toy", "--data_path", str(toy), "--trials", "4", "--epochs=2", "--seed=1",
                  "--embedding_size", "8", "--space", str(space), "--runs", str(tmp_path / "runs"), "--output", str(out)]  # fmt: skip
     assert main(arguments) == 0
     assert "best of 4 trials" in capsys.readouterr().out

@@ -70,7 +70,7 @@ def test_gradients_are_measured_every_so_many_steps_across_epochs_and_checkpoint
 
 
 def test_a_model_with_automatic_weights_moves_them_and_keeps_them_in_its_state(tmp_path):
-    model, splits = build("VBPR+MRdIB", tmp_path, weighting="auto", weight_bounds="[0.0001, 0.5]")
+    model, splits = build("VBPR+MRdIB (paper)", tmp_path, weighting="auto", weight_bounds="[0.0001, 0.5]")
     model.train()
     batch = next(iter(splits.train))
     step = model.step_loss(batch)
@@ -80,7 +80,7 @@ def test_a_model_with_automatic_weights_moves_them_and_keeps_them_in_its_state(t
     assert all(moved[f"alpha/{t}"] != step.logs[f"alpha/{t}"] for t in ("rate", "redundant", "unique"))
     state = model.state_dict()
     assert "auto.log_alpha" in state
-    other, _ = build("VBPR+MRdIB", tmp_path, weighting="auto", weight_bounds="[0.0001, 0.5]")
+    other, _ = build("VBPR+MRdIB (paper)", tmp_path, weighting="auto", weight_bounds="[0.0001, 0.5]")
     other.load_state_dict(state)
     assert torch.equal(other.auto.log_alpha, model.auto.log_alpha)
     model.eval()
@@ -92,7 +92,7 @@ def test_a_model_with_automatic_weights_moves_them_and_keeps_them_in_its_state(t
 def test_the_pull_at_z_is_the_share_asked_for(tmp_path):
     """After some measurements on one batch, |alpha_3 dL_U/dz| is unique_share |dL_rec/dz|, both by autograd from outside."""
     model, splits = build(
-        "VBPR+MRdIB",
+        "VBPR+MRdIB (paper)",
         tmp_path,
         weighting="auto",
         balance_interval=1,
@@ -123,10 +123,10 @@ def test_the_pull_at_z_is_the_share_asked_for(tmp_path):
 
 
 def test_a_weight_of_zero_stays_off(tmp_path):
-    model, splits = build("VBPR+MRdIB", tmp_path, weighting="auto", redundant_weight=0)
+    model, splits = build("VBPR+MRdIB (paper)", tmp_path, weighting="auto", redundant_weight=0)
     model.train()
     assert "redundant" not in model.step_loss(next(iter(splits.train))).parts
-    one, splits = build("VBPR+MRdIB", tmp_path, 1, weighting="auto")
+    one, splits = build("VBPR+MRdIB (paper)", tmp_path, 1, weighting="auto")
     one.train()
     assert set(one.step_loss(next(iter(splits.train))).logs) == {"rate/a", "unique/a", "alpha/rate", "alpha/unique"}
 
@@ -144,7 +144,7 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
         "checkpoint_interval": 0,
         "embedding_size": 8,
     }
-    whole = train("VBPR+MRdIB", "toy", 1, values=values | {"epochs": 4}, runs=tmp_path / "a")
+    whole = train("VBPR+MRdIB (paper)", "toy", 1, values=values | {"epochs": 4}, runs=tmp_path / "a")
     alphas = [e["logs"]["alpha/unique"] for e in whole["epochs"]]
     assert len(set(alphas)) == 4
 
@@ -155,7 +155,7 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
     from mmrec_mrdib.trainer import MRdIBTrainer
 
     def trainer(epochs):
-        config = make_config("VBPR+MRdIB", "toy", 1, values=values | {"epochs": epochs})
+        config = make_config("VBPR+MRdIB (paper)", "toy", 1, values=values | {"epochs": epochs})
         init_seed(1, True)
         splits = prepare(config)
         init_seed(1, True)
@@ -192,7 +192,7 @@ def test_synergy_of_equal_margins_is_bpr():
 
 
 def test_synergy_is_added_with_its_weight(tmp_path):
-    model, splits = build("MGCN+MRdIB", tmp_path, synergy_weight=0.5, unique_weight=0)
+    model, splits = build("MGCN+MRdIB (paper)", tmp_path, synergy_weight=0.5, unique_weight=0)
     model.train()
     step = model.step_loss(next(iter(splits.train)))
     assert step.parts["synergistic"].item() > 0 and "unique" not in step.parts
@@ -200,6 +200,6 @@ def test_synergy_is_added_with_its_weight(tmp_path):
 
 def test_bounds_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="weight_bounds"):
-        build("VBPR+MRdIB", tmp_path, weighting="auto", weight_bounds="[1, 0.1]")
+        build("VBPR+MRdIB (paper)", tmp_path, weighting="auto", weight_bounds="[1, 0.1]")
     with pytest.raises(ConfigError, match="weighting"):
-        build("VBPR+MRdIB", tmp_path, weighting="automatic")
+        build("VBPR+MRdIB (paper)", tmp_path, weighting="automatic")

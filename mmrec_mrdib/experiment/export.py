@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmrec_mrdib import compat, paths, process
+from mmrec_mrdib.config import quoted
 from mmrec_mrdib.data import modality, text
 from mmrec_mrdib.data.prepare import PREPARED
 from mmrec_mrdib.data.sources.table import pyarrow
@@ -121,10 +122,10 @@ class Trained:
                 f"{self.result['model']}+MRdIB has"
             )
         tokens, features = self._new_features(Path(folder))
-        items, table = self.model.new_rows(features), self.model.new_row_users()
+        scores = self.model.new_scorer(features)
         ids = self._ids(users, k)
         for part in ids.split(max(_SCORES // len(tokens), 1)):
-            best = torch.topk(self.model.score(table[part], items).float(), min(k, len(tokens)), dim=1)
+            best = torch.topk(scores(part).float(), min(k, len(tokens)), dim=1)
             values, found = best.values.cpu().numpy(), best.indices.cpu().numpy()
             yield pd.DataFrame(
                 {
@@ -327,9 +328,7 @@ def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
     fresh = make_config(result["model"], name, result["seed"], values=where)
     leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
     changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
-    # Text is read as YAML: quoted, it stays text.
-    overrides = {k: json.dumps(v) if isinstance(v, str) else v for k, v in changed.items()}
-    return make_config(result["model"], name, result["seed"], values=overrides | where)
+    return make_config(result["model"], name, result["seed"], values=quoted(changed) | where)
 
 
 # Writing.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
-import json
 import logging
 import shutil
 import statistics
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 
 from mmrec_mrdib import general, paths, process, registry
-from mmrec_mrdib.config import Config
+from mmrec_mrdib.config import Config, quoted
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
-from mmrec_mrdib.evaluation import PER_USER, Popularity, RankingSplit, rank
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings, read_yaml
@@ -90,9 +89,7 @@ def host_config(config: Config) -> Config:
         *read_yaml(paths.properties_dir() / f"plugin/{plugin}.yaml"),
     }
     given = {k: v for k, v in config.external_config_dict.items() if k not in own}
-    # Text is read as YAML: quoted, it stays text.
-    values = {k: json.dumps(v) if isinstance(v, str) else v for k, v in given.items()}
-    return make_config(base, config["dataset"], config["seed"], values=values)
+    return make_config(base, config["dataset"], config["seed"], values=quoted(given))
 
 
 def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
@@ -341,7 +338,7 @@ def _finish(
     best = next(e for e in epochs if e["epoch"] == trainer.best_epoch)
     result = {
         "version": record.RESULT_VERSION,
-        **record.state(trainer.diverged, len(epochs)),
+        **_state(trainer, backbone),
         "model": name,
         "backbone": config["backbone"] or config["model"],
         "plugin": variant_of(config).plugin,
@@ -407,6 +404,13 @@ def _finish(
     return result
 
 
+def _state(trainer: MRdIBTrainer, backbone: Mapping[str, Any] | None) -> dict[str, str]:
+    """The run's; where the backbone broke down, what was made of its best epoch is no outcome of this configuration either."""
+    if backbone is not None and (why := record.diverged(backbone)) is not None:
+        return {"state": backbone["state"], "error": f"the backbone {why}"}
+    return record.state(trainer.diverged, len(trainer.history))
+
+
 def _against_popularity(trainer: MRdIBTrainer, valid: Mapping[str, float]) -> None:
     """Warn of a model that ranks worse than popularity."""
     metric = trainer.valid_metric
@@ -439,8 +443,7 @@ def _check_new_items(model: Any) -> None:
     if getattr(model, "readout", None) is not None and model.settings.readout == "late":
         return  # whatever the backbone, by what the content says
     model.eval()
-    with torch.no_grad():
-        model.new_rows({m: model.features(m) for m in model.modalities})
+    NewItems(model, torch.arange(1, 2, device=model.device))
     model.train()
 
 
@@ -449,7 +452,8 @@ def _ranks_new_items(model: Any) -> bool:
     if not getattr(model, "modalities", ()):
         return False
     try:
-        model.new_rows({m: model.features(m)[:2] for m in model.modalities})
+        model.eval()
+        NewItems(model, torch.arange(1, 2, device=model.device))
     except ConfigError as error:
         logger.warning("held-out items are not ranked: %s", error)
         return False

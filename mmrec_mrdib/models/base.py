@@ -270,13 +270,19 @@ class MultimodalRecommender(GeneralRecommender, ABC):
             "modality representations; VBPR and FREEDOM have one"
         )
 
-    def new_rows(self, features: Mapping[str, Tensor]) -> Tensor:
-        """`new_items` from features, modality -> (R, D_m), scaled as the training's; scores are `score(new_row_users(), ...)`."""
-        return self.new_items(self.stage(self.encoders, features, None))
+    def new_scorer(self, features: Mapping[str, Tensor], items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Users (B,) -> (B, R) scores of items that were never trained on, in evaluation mode.
 
-    def new_row_users(self) -> Tensor:
-        """(U, d') what users score items without interactions by."""
-        return self.evaluation_embeddings().users
+        Args:
+            features: modality -> (R, D_m) of these items.
+            items: their ids (R,), where they are of the catalogue and were held out.
+
+        Raises:
+            ConfigError: the model is not defined for such items.
+        """
+        rows = self.new_items(self.stage(self.encoders, features, None))
+        table = self.evaluation_embeddings().users
+        return lambda users: self.score(table[users], rows)
 
     def before_epoch(self, epoch: int) -> None:
         """Called by the trainer before each training epoch."""

@@ -6,6 +6,7 @@ touch is the backbone's: with nothing added, loss, gradients and ranking are the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -50,6 +51,11 @@ class Plugin(MultimodalRecommender):
                 delattr(self, f"features_{m}")
         self.frozen = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
+        staged = self.settings.training == "staged"
+        if not staged and not general.fitted_in_one_pass(self.backbone) and self.backbone.input_type != self.input_type:
+            raise ConfigError(
+                f"--training=joint: {self.settings.backbone} does not learn from pairs, as the plug-in does; choose --training=staged"
+            )
 
     @classmethod
     def is_staged(cls, config: Any) -> bool:
@@ -82,6 +88,18 @@ class Plugin(MultimodalRecommender):
             self._factors = None if found is None else Embeddings(*found)
         return self._factors
 
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """As of any model; RecBole's own Trainer knows no stages.
+
+        Raises:
+            ConfigError: `training: staged`, and the backbone is not trained yet.
+        """
+        if self.settings.training == "staged" and not self.frozen:
+            raise ConfigError(
+                f"--training=staged: {self.settings.backbone} is to be trained first, as mmrec_mrdib.train does; choose --training=joint"
+            )
+        return super().calculate_loss(interaction)
+
     # Everything else is the backbone's.
 
     def train(self, mode: bool = True) -> Plugin:
@@ -109,6 +127,12 @@ class Plugin(MultimodalRecommender):
     def features(self, modality: str) -> Tensor:
         x: Tensor = self.backbone.features(modality) if self.featured else super().features(modality)
         return x
+
+    def new_scorer(self, features: Mapping[str, Tensor], items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        if not self.featured:
+            raise ConfigError(f"{self.settings.backbone} knows no features, so it has no score for a new item")
+        scorer: Callable[[Tensor], Tensor] = self.backbone.new_scorer(features, items)
+        return scorer
 
     def row_tables(self) -> list[nn.Parameter]:
         return [] if self.frozen or not self.multimodal else self.backbone.row_tables()

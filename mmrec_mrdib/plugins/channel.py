@@ -10,7 +10,7 @@ their items, whatever the backbone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmrec_mrdib.data import corrupt
 from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.models.base import Embeddings
 from mmrec_mrdib.mrdib.history import Histories, profiles
 from mmrec_mrdib.plugins.base import Plugin, PluginSettings
@@ -154,39 +155,29 @@ class Channel(Plugin):
             self._evaluation = emb
         return self._evaluation
 
-    def _host_rows(self, features: Mapping[str, Tensor]) -> Tensor | None:
-        """What the backbone itself makes of new items; None where it has no score for them."""
-        if not self.featured:
-            return None
+    def new_scorer(self, features: Mapping[str, Tensor], items: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The backbone's score, where it has one for such items, and w times the content score; the content score alone where it has none.
+
+        Raises:
+            ConfigError: the backbone has none, and there is no readout.
+        """
+        of_host: Callable[[Tensor], Tensor] | None = None
         try:
-            rows: Tensor = self.backbone.new_rows(features)
+            of_host = super().new_scorer(features, items)
         except ConfigError:
-            return None
-        return rows
+            if self.settings.readout == "none":
+                raise
+        if of_host is not None and not self.reads_content:
+            return of_host
+        if items is not None:
+            features = {m: gather_rows(x, items) for m, x in self.content_features().items()}
+        rows = torch.cat(list(self.unit_rows(features).values()), 1)
 
-    def new_rows(self, features: Mapping[str, Tensor]) -> Tensor:
-        """(R, d') of items that were never trained on: the backbone's part, 0 where it is not defined for them, and the content's. Where only
-        the content has a score for them, it ranks alone, whatever its weight beside the backbone."""
-        host, own = self.host_embeddings(), self._host_rows(features)
-        if own is not None and not self.reads_content:
-            return own
-        if self.settings.readout == "none":
-            raise ConfigError(
-                f"{self.settings.backbone} has no score for items without interactions, and nothing is read beside it"
-            )
-        content = torch.cat(list(self.unit_rows(features).values()), 1)
-        if host is None or not self.reads_content:
-            return content
-        if own is None:
-            own = content.new_zeros(len(content), host.items.shape[1])
-        return torch.cat([own, content], 1)
+        def scores(users: Tensor) -> Tensor:
+            beside = self.profiles(users) @ rows.T
+            return beside if of_host is None else of_host(users) + self.weight * beside
 
-    def new_row_users(self) -> Tensor:
-        few = {m: self.features(m)[:1] for m in self.modalities}
-        by_host = self.host_embeddings() is not None and (self.reads_content or self._host_rows(few) is not None)
-        if by_host:
-            return self.evaluation_embeddings().users
-        return self.profiles(torch.arange(self.n_users, device=self.weight.device))
+        return scores
 
     def drop_evaluation_cache(self) -> None:
         super().drop_evaluation_cache()

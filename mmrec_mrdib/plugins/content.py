@@ -6,7 +6,7 @@ What a plug-in brings beyond this is what it has learned; what this brings is in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from recbole.utils import ModelType
@@ -17,6 +17,8 @@ from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
 
 class ContentSettings(ChannelSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/Content.yaml")
+    training: Literal["staged"]
+    """There is nothing to train jointly."""
 
 
 class Content(Channel):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mmrec_mrdib.errors import MRdIBError
-from mmrec_mrdib.experiment.run import make_config, prepare
+from mmrec_mrdib.experiment.run import is_staged, make_config, prepare
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.testing.toy import write_mmrec
 
@@ -36,7 +36,20 @@ def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple
     config = make_config(model, "toy", 1, values=values)
     splits = prepare(config)
     torch.manual_seed(0)
-    return model_class(config["model"])(config, splits.parts[0]), splits
+    built = model_class(config["model"])(config, splits.parts[0])
+    if is_staged(config):  # as it stands after the first stage
+        built.freeze_backbone()
+    return built, splits
+
+
+_OFF = {"rate_weight": 0, "redundant_weight": 0, "unique_weight": 0, "synergy_weight": 0}
+OFF: dict[str, dict[str, Any]] = {
+    "+MRdIB (paper)": _OFF | {"init_log_var": -200, "min_log_var": -200},
+    "+MRdIB (joint)": _OFF,
+    "+MRdIB": {},
+    "+Content": {},
+}
+"""Plug-in -> parameters under which a model with it, before a readout's weight is chosen, is the model without."""
 
 
 def gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
@@ -84,18 +97,20 @@ class ContractTests:
         with pytest.raises(MRdIBError, match=f"{self.at_least if self.at_least > 2 else 'two'} modalities"):
             build(self.model, tmp_path, modalities)
 
-    @pytest.mark.parametrize("plugin", ["", "+MRdIB"])
+    @pytest.mark.parametrize("plugin", ["", "+MRdIB (paper)", "+MRdIB"])
     def test_every_parameter_learns(self, tmp_path: Path, modalities: int, plugin: str) -> None:
         model, splits = build(self.model + plugin, tmp_path, modalities)
         model.train()
         _, grads = gradients(model, next(iter(splits.train)))
         idle = () if plugin else self.idle
-        names = [n for n, _ in model.named_parameters() if not n.startswith(idle)]
+        names = [n for n, p in model.named_parameters() if p.requires_grad and not n.startswith(idle)]
         still = [n for n in names if n not in grads or not grads[n].abs().sum() > 0]
-        assert not still
+        assert names and not still
+        if plugin == "+MRdIB":  # the backbone is trained already
+            assert not [n for n in grads if n.startswith("backbone.")]
 
     def test_mixed_precision_is_close(self, tmp_path: Path, modalities: int) -> None:
-        model, splits = build(self.model + "+MRdIB", tmp_path, modalities)
+        model, splits = build(self.model + "+MRdIB (paper)", tmp_path, modalities)
         model.train()
         batch = next(iter(splits.train))
         losses = []
@@ -109,7 +124,7 @@ class ContractTests:
 
     def test_losses_are_in_full_precision_whatever_the_autocast(self, tmp_path: Path, modalities: int) -> None:
         """Under mixed precision embeddings may be halves; every loss is what it is in float32 of the same embeddings."""
-        model, splits = build(self.model + "+MRdIB", tmp_path, modalities, weighting="auto", synergy_weight=0.1)
+        model, splits = build(self.model + "+MRdIB (paper)", tmp_path, modalities, weighting="auto", synergy_weight=0.1)
         model.train()
         interaction = next(iter(splits.train))
         batch, state = model.backbone.batch(interaction), {k: v.clone() for k, v in model.state_dict().items()}
@@ -132,35 +147,39 @@ class ContractTests:
             assert steps[0].parts[name].dtype == torch.float32
             torch.testing.assert_close(steps[0].parts[name], value, rtol=1e-6, atol=1e-8)
 
-    def test_zero_weights_and_no_noise_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
-        off = self.undisturbed | {
-            "rate_weight": 0,
-            "redundant_weight": 0,
-            "unique_weight": 0,
-            "init_log_var": -200,
-            "min_log_var": -200,
-        }
+    @pytest.mark.parametrize("plugin", OFF)
+    def test_a_plugin_that_is_off_is_the_backbone(self, tmp_path: Path, modalities: int, plugin: str) -> None:
         plain, splits = build(self.model, tmp_path, modalities, **self.undisturbed)
-        variant, _ = build(self.model + "+MRdIB", tmp_path, modalities, **off)
+        variant, _ = build(self.model + plugin, tmp_path, modalities, **self.undisturbed, **OFF[plugin])
         assert all(torch.equal(p, variant.backbone.get_parameter(n)) for n, p in plain.named_parameters())
         batch = next(iter(splits.train))
-        plain.train(), variant.train()
-        loss, grads = gradients(plain, batch)
-        variant_loss, variant_grads = gradients(variant, batch)
-        assert variant_loss == pytest.approx(loss, abs=1e-7)
-        for name, grad in grads.items():
-            torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
+        if not variant.frozen:
+            plain.train(), variant.train()
+            loss, grads = gradients(plain, batch)
+            variant_loss, variant_grads = gradients(variant, batch)
+            assert variant_loss == loss
+            for name, grad in grads.items():
+                torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
         plain.eval(), variant.eval()
-        torch.testing.assert_close(variant.full_sort_predict(batch), plain.full_sort_predict(batch), rtol=0, atol=0)
+        assert torch.equal(variant.full_sort_predict(batch), plain.full_sort_predict(batch))
+        assert torch.equal(variant.predict(batch), plain.predict(batch))
 
-    def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int) -> None:
-        model, splits = build(self.model + "+MRdIB", tmp_path, modalities)
+    @pytest.mark.parametrize("plugin", ["+MRdIB (paper)", "+MRdIB", "+Content"])
+    def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int, plugin: str) -> None:
+        model, splits = build(self.model + plugin, tmp_path, modalities)
         model.eval()
         batch = next(iter(splits.train))
+        off = model.full_sort_predict(batch)
+        if model.rungs():
+            model.choose(model.rungs()[-1], 1.0)
         scores = model.full_sort_predict(batch)
+        assert torch.equal(scores, off) == (model.settings.readout == "none")
         torch.testing.assert_close(scores, model.full_sort_predict(batch), rtol=0, atol=0)
         pairs = scores.gather(1, batch[model.ITEM_ID][:, None]).squeeze(1)
         torch.testing.assert_close(model.predict(batch), pairs)
+        if model.host_embeddings() is not None:
+            emb = model.evaluation_embeddings()
+            torch.testing.assert_close(emb.users[batch[model.USER_ID]] @ emb.items.T, scores)
 
     def test_whole_and_partial_encoding_agree(self, tmp_path: Path, modalities: int) -> None:
         model, splits = build(self.model, tmp_path, modalities)
