@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mmrec_mrdib import registry
 from mmrec_mrdib.cli import main
+from mmrec_mrdib.cli.leaderboard import BOARD_BASELINES
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import leaderboard, record, tables, tune
 from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, compare, decide, execute, import_reported
@@ -439,6 +441,16 @@ def test_the_command(data, tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert content["command"].startswith("mmrec-mrdib leaderboard --models VBPR")
     assert json.loads((Path(content["rows"][0]["folders"][0]) / "result.json").read_text())["modalities"] == ["a"]
+
+
+def test_the_whole_field_for_one_epoch(data, tmp_path, capsys):
+    given = arguments(data, tmp_path, "--variants", "plain", "--seeds", "1", "--epochs=1", "--embedding_size=8")
+    given[given.index("--models") + 1] = "all"
+    assert main(given) == 0
+    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {*registry.MODELS, *BOARD_BASELINES}
+    assert {row["status"] for row in rows} == {"complete"}
+    assert all(0 <= value <= 1 for row in rows for value in row["mean"].values())
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,17 @@ _EPILOG = """\
 examples:
   mmrec-mrdib leaderboard --models VBPR,MGCN,FREEDOM --datasets ml-100k --seeds 5
   mmrec-mrdib leaderboard --models Pop,VBPR,FREEDOM --datasets ml-100k,baby --data_path data --tune 20 --seeds 5 --jobs 2
+  mmrec-mrdib leaderboard --models all --datasets baby --data_path data --seeds 5 --jobs 2            the field; resumable
+  mmrec-mrdib leaderboard --models LightGCN --datasets baby --variants plain,mrdib,mrdib-paper,content     against its rivals
   mmrec-mrdib leaderboard import table2.csv --source "MMRec, table 2"      results of others, shown apart
 
 Every run is a folder in RUNS. The same command trains only what is missing, goes on with what was interrupted, and tries again what
 failed. Parameters of a run are given as --key=value for all data sets, or as --DATASET.key=value for one:
 --baby.modalities=image,text; what is given is not searched. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html in OUTPUT.
 """
+
+
+BOARD_BASELINES = ("Pop", "ItemKNN", "ItemKNNCBF", "BPR", "LightGCN", "LayerGCN", "SelfCF")  # of --models all
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,11 +43,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     out.add_argument(
-        "--models", required=True, metavar="A,B", help=f"{', '.join(registry.MODELS)}, or RecBole's (plain only)"
+        "--models",
+        required=True,
+        metavar="A,B",
+        help=f"all (the multimodal models and some baselines), or some of {', '.join(registry.MODELS)}, and RecBole's",
     )
     out.add_argument("--datasets", required=True, metavar="X,Y", help="as in run_mrdib.py")
     out.add_argument("--seeds", default="5", metavar="N|A,B", help="how many (1 to N), or which (default: %(default)s)")
-    out.add_argument("--variants", default="plain,mrdib", help="default: %(default)s")
+    out.add_argument(
+        "--variants", default="plain,mrdib", help=f"some of {', '.join(registry.kinds())} (default: %(default)s)"
+    )
     out.add_argument(
         "--tune", type=int, default=0, metavar="N", help="trials of tuning for each model and variant (default: none)"
     )
@@ -112,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool
 
     spec = leaderboard.Spec(
-        models=_names(options.models, "--models"),
+        models=_models(options.models),
         datasets=datasets,
         seeds=_seeds(options.seeds),
         variants=_variants(options.variants),
@@ -191,6 +201,10 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seeds={text}: expected a number of seeds, or distinct seeds such as 1,2,3")
     return tuple(seeds)
+
+
+def _models(text: str) -> tuple[str, ...]:
+    return (*BOARD_BASELINES, *registry.MODELS) if text == "all" else _names(text, "--models")
 
 
 def _variants(text: str) -> tuple[Any, ...]:

@@ -141,7 +141,7 @@ def cells(spec: Spec) -> Iterator[Cell]:
         raise ConfigError(
             f"--tuning_seed={spec.tuning_seed}: is one of the seeds that are tested; a seed that has chosen the parameters favours them"
         )
-    plugins, recboles = set(_plugin_parameters()), registry.recbole_models()
+    plugins = set(_plugin_parameters())
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
@@ -150,13 +150,12 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 values = {**spec.values, **spec.dataset_values.get(dataset, {})}
                 if spec.data_path is not None and not _built_in(dataset, spec.data_path):
                     values["data_path"] = spec.data_path
-                # A plug-in's parameters are for those that have them.
+                # A model's own parameters are for the models that have them, and a plug-in's for the plug-in.
+                others = frozenset().union(*map(_model_parameters, spec.models)) - _model_parameters(base)
+                values = {k: v for k, v in values.items() if k not in others - known_keys()}
                 plain = {k: v for k, v in values.items() if k not in plugins}
                 own = _plugin_parameters(registry.variant(name).plugin) if plugged else ()
                 values = plain | {k: v for k, v in values.items() if k in own}
-                if base in recboles:
-                    others = frozenset().union(*map(_model_parameters, spec.models)) - _model_parameters(base)
-                    values = {k: v for k, v in values.items() if k not in others - known_keys()}
                 cell = Cell(name, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
                 if plugged and config["encoders"] == "backbone":
