@@ -121,14 +121,18 @@ def test_registry_files_and_properties_agree():
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
     assert set(spaces) == {*registry.MODELS, *registry.BASELINES, registry.PLUGIN}
+    _, splits = build("VBPR", tmp_path)  # the data of all of them
     for name, space in spaces.items():
         model = "VBPR+MRdIB" if name == registry.PLUGIN else name
         assert space, name
-        width = {"embedding_size": None} if name == "ItemKNNCBF" else {}  # which has none
+        values = {"data_path": str(tmp_path)} | ({"embedding_size": 8} if name != "ItemKNNCBF" else {})
         for key, choices in space.items():
             assert len(choices) == len(set(choices)) > 1
             for choice in choices:
-                build(model, tmp_path, **width, **{key: choice})  # an unknown key or a bad value would raise
+                config = make_config(model, "toy", 1, values=values | {key: choice})
+                registry.model_class(config["model"])(
+                    config, splits.parts[0]
+                )  # an unknown key or a bad value would raise
 
 
 def test_recboles_models_are_found_without_importing_them():
