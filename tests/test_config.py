@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from mmrec_mrdib import paths, registry
+from mmrec_mrdib import general, paths, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment.run import make_config
@@ -126,39 +126,25 @@ def test_registry_files_and_properties_agree():
 
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
-<<<<<<< HEAD
     ours = {*registry.MODELS, *registry.BASELINES, "MRdIB-paper"}
     assert ours | {"BPR", "ItemKNN", "EASE", "Pop", "NeuMF", "NGCF", "MultiVAE", "SimpleX"} <= set(spaces)
     assert set(spaces) - ours <= set(registry.recbole_models()) - set(registry.REFUSED)
     assert {name for name, space in spaces.items() if not space} == {"Pop", "Random"}
+    _, splits = build("VBPR", tmp_path)  # the data of all of them
     for name, space in spaces.items():
         model = "VBPR+MRdIB (paper)" if name == "MRdIB-paper" else name
         defaults = make_config(model, "ml-100k")
-=======
-    assert set(spaces) == {*registry.MODELS, *registry.BASELINES, registry.PLUGIN}
-    _, splits = build("VBPR", tmp_path)  # the data of all of them
-    for name, space in spaces.items():
-        model = "VBPR+MRdIB" if name == registry.PLUGIN else name
-        assert space, name
         values = {"data_path": str(tmp_path)} | ({"embedding_size": 8} if name != "ItemKNNCBF" else {})
->>>>>>> roster3
         for key, choices in space.items():
             if name in ours:  # what is known to do well can be found
                 assert defaults[key] in choices, (name, key)
             assert len(choices) == len(set(choices)) > 1
-<<<<<<< HEAD
             for choice in choices if name in ours else ():
-                build(model, tmp_path, **{key: choice})  # an unknown key or a bad value would raise
+                config = make_config(model, "toy", 1, values=values | {key: choice})
+                general.build(config, splits.parts[0])  # an unknown key or a bad value would raise
         if name not in ours:  # these are slower to make: the ends of the ranges, at once
             for end in (0, -1):
                 make_config(name, "ml-100k", values={key: choices[end] for key, choices in space.items()})
-=======
-            for choice in choices:
-                config = make_config(model, "toy", 1, values=values | {key: choice})
-                registry.model_class(config["model"])(
-                    config, splits.parts[0]
-                )  # an unknown key or a bad value would raise
->>>>>>> roster3
 
 
 def test_recboles_models_are_found_without_importing_them():
