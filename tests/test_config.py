@@ -99,7 +99,7 @@ def test_recboles_argument_lists_do_not_grow():
     ("model", "message"),
     [
         ("VPBR", "Did you mean VBPR"),
-        ("VBPR+Mrdip", "only plug-in is MRdIB"),
+        ("VBPR+Mrdip", "no such plug-in"),
         ("BPR+MRdIB", "wraps a multimodal model"),
     ],
 )
