@@ -49,8 +49,8 @@ def test_cold_items_are_ranked_among_themselves(toy, tmp_path, model):
     assert cold["items"] == 6 and 0 < cold["recall@5"] <= 1 and cold["recall@2"] <= cold["recall@5"]
     trained = load(result["folder"])
     users, items = trained.dataset.cold
-    enc = trained.model.encode_items(torch.unique(items))
-    table, embedded = trained.model.evaluation_embeddings().users, trained.model.new_items(enc)
+    model = getattr(trained.model, "backbone", trained.model)
+    table, embedded = model.evaluation_embeddings().users, model.new_items(model.encode_items(torch.unique(items)))
     recalls = []
     for user in torch.unique(users):
         best = torch.unique(items)[(embedded @ table[user]).topk(2).indices]
@@ -68,6 +68,28 @@ def test_scores_of_new_items_by_hand(tmp_path):
     theta = model.users[[1, 2], 8:]
     torch.testing.assert_close(scores[:, items], theta @ (enc.z["a"] + enc.z["b"])[items].T)
     assert scores[:, [0, 1, 2, 4]].isneginf().all()
+
+
+@pytest.mark.parametrize("model", ["VBPR+MRdIB", "MGCN+Content", "LightGCN+MRdIB"])
+def test_content_scores_new_items_whatever_the_backbone(toy, tmp_path, model):
+    """The backbone's score where it has one, and w times the content's; one user's three scores by hand."""
+    result = fitted(toy, tmp_path, model, cold_items=0.2, **({} if "Content" in model else {"stage_epochs": 1}))
+    assert result["cold"]["items"] == 6 and 0 <= result["cold"]["recall@5"] <= 1
+    trained = load(result["folder"]).model
+    trained.choose(3, 2.0)
+    items = torch.tensor([3, 7, 9])
+    scores = NewItems(trained, items).full_sort_predict({"user_id": torch.tensor([5])})[0, items]
+    z = {m: trained.content(trained.content_features())[m].detach() for m in "ab"}
+    z = {m: x / x.norm(dim=1, keepdim=True) for m, x in z.items()}
+    mine = trained.histories.entries(torch.tensor([5]))[1]
+    assert not set(mine.tolist()) & set(load(result["folder"]).dataset.cold[1].tolist())
+    content = sum(x[items] @ (x[mine].sum(0) / x[mine].sum(0).norm()) for x in z.values())
+    host = 0
+    if model == "VBPR+MRdIB":
+        vbpr = trained.backbone
+        host = (vbpr.users[5, 8:] @ sum(vbpr.encoders[m](vbpr.features(m)[items]) for m in "ab").T).detach()
+        content = content * trained.settings.readout_ladder[3] * 2
+    torch.testing.assert_close(scores.detach(), host + content)
 
 
 @pytest.mark.parametrize("model", ["MMGCN", "DualGNN+MRdIB (paper)", "MGCN", "SOIL", "BPR", "LightGCN"])

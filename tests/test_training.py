@@ -88,7 +88,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch,
         fit()
     monkeypatch.undo()
     with pytest.raises(DataError, match="not complete"):
-        load_result(next((tmp_path / "runs").iterdir()))
+        load_result(next((tmp_path / "runs").glob(f"{model[:4]}*")))
     resumed = fit(resume=True)
     assert outcome(resumed) == outcome(whole)
     assert not (run_module.Path(resumed["folder"]) / "last.pt").exists()

@@ -163,11 +163,11 @@ def train(
 
 
 @process.as_found()
-def run(config: Config, runs: Path, resume: bool = False, as_backbone: bool = False) -> dict[str, Any]:
+def run(config: Config, runs: Path, resume: bool = False, hosting: bool = False) -> dict[str, Any]:
     """`train` with a ready Config.
 
     Args:
-        as_backbone: the run is made for a variant's sake: that the model itself has no score for held-out items is no error.
+        hosting: the run is to be the backbone of a variant, which may rank new items where the backbone cannot.
     """
     started = time.perf_counter()
     record.reset_peak_memory()
@@ -176,30 +176,39 @@ def run(config: Config, runs: Path, resume: bool = False, as_backbone: bool = Fa
     folder = record.run_folder(
         runs, display_name(config), config["dataset"], config["seed"], record.run_hash(config, fingerprint)
     )
+    if resume and (found := _complete(folder)):
+        return found
+    model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
+    if splits.dataset.cold is not None and not hosting:
+        _check_new_items(model)
     with _alone(folder):
-        return _run(config, splits, folder, fingerprint, started, resume, as_backbone)
+        if resume and (found := _complete(folder)):  # by whom this one has waited for
+            return found
+        return _run(config, splits, model, folder, fingerprint, started, resume)
+
+
+def _complete(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete already."""
+    if not (folder / "result.json").is_file():
+        return None
+    found = record.load_result(folder)
+    logger.info("%s: complete already, its result is used", folder)
+    if (codes := record.codes(found)) != [record.code()]:
+        logger.warning(
+            "%s: trained by other code (%s; this is %s); without --resume it is trained anew",
+            folder, ", ".join(codes), record.code(),
+        )  # fmt: skip
+    return found | {"folder": str(folder)}
 
 
 def _run(
-    config: Config, splits: Splits, folder: Path, fingerprint: str, started: float, resume: bool, as_backbone: bool
+    config: Config, splits: Splits, model: Any, folder: Path, fingerprint: str, started: float, resume: bool
 ) -> dict[str, Any]:
     name, seed = display_name(config), config["seed"]
-    if resume and (folder / "result.json").is_file():
-        found = record.load_result(folder)
-        logger.info("%s: complete already, its result is used", folder)
-        if (codes := record.codes(found)) != [record.code()]:
-            logger.warning(
-                "%s: trained by other code (%s; this is %s); without --resume it is trained anew",
-                folder, ", ".join(codes), record.code(),
-            )  # fmt: skip
-        return found | {"folder": str(folder)}
-    model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
     backbone: dict[str, Any] | None = None
     if is_staged(config):
-        backbone = run(host_config(config), folder.parent, resume=True, as_backbone=True)
+        backbone = run(host_config(config), folder.parent, resume=True, hosting=True)
         _take_backbone(config, model, record.load_checkpoint(Path(backbone["folder"]) / "best.pt")["state_dict"])
-    if splits.dataset.cold is not None and not as_backbone:
-        _check_new_items(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -374,10 +383,12 @@ def _finish(
         result["trained_backbone"] = {
             "folder": Path(backbone["folder"]).name, **{k: backbone[k] for k in ("total_seconds", "valid", "test", "best_epoch")}
         }  # fmt: skip
-    if splits.dataset.cold is not None and _ranks_new_items(trainer.model):
-        users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
-        cold = trainer.rank_new_items(users, items)
-        result["cold"] = {"users": len(cold.users), "items": len(torch.unique(items)), **cold.means}
+    if splits.dataset.cold is not None:
+        with contextlib.suppress(ConfigError):  # the backbone of a variant need not rank them
+            _check_new_items(trainer.model)
+            users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
+            cold = trainer.rank_new_items(users, items)
+            result["cold"] = {"users": len(cold.users), "items": len(torch.unique(items)), **cold.means}
     tokens = splits.dataset.id2token(splits.dataset.uid_field, ranking.users)
     record.write_per_user(folder / "per_user.npz", tokens, ranking.per_user)
     best_state = {"model": name, "seed": config["seed"], "best_epoch": trainer.best_epoch}
@@ -445,19 +456,6 @@ def _check_new_items(model: Any) -> None:
     model.eval()
     NewItems(model, torch.arange(1, 2, device=model.device))
     model.train()
-
-
-def _ranks_new_items(model: Any) -> bool:
-    """After training: a backbone may be none that does, and a readout's weight may be 0."""
-    if not getattr(model, "modalities", ()):
-        return False
-    try:
-        model.eval()
-        NewItems(model, torch.arange(1, 2, device=model.device))
-    except ConfigError as error:
-        logger.warning("held-out items are not ranked: %s", error)
-        return False
-    return True
 
 
 def _clear(folder: Path) -> None:
