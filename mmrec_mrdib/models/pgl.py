@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import (
-    Edges,
+    Pruner,
     SparseMatrix,
     cached,
-    degree_sensitive,
     gather_rows,
     mixed_neighbours,
     principal,
     propagate_mean,
-    sample_edges,
 )
 from mmrec_mrdib.losses import bpr, info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
@@ -87,9 +85,7 @@ class PGL(MultimodalRecommender):
         settings = self.settings = PGLSettings.from_config(config)
         d = settings.embedding_size
         interactions = self.interactions(dataset)
-        self.register_buffer("edge_users", interactions.rows, persistent=False)
-        self.register_buffer("edge_items", interactions.cols, persistent=False)
-        self.register_buffer("edge_weights", degree_sensitive(interactions), persistent=False)
+        self.pruner = Pruner(interactions)
         whole = interactions.normalised("both")
         self.graph = whole.both_ways().matrix()
         self.pruned: SparseMatrix | None = None
@@ -120,10 +116,7 @@ class PGL(MultimodalRecommender):
         settings = self.settings
         if settings.principal_graph == "global" or settings.keep_edges == 1:
             return
-        kept = sample_edges(self.edge_weights, int(settings.keep_edges * len(self.edge_users)))
-        users, items = self.edge_users[kept], self.edge_items[kept]
-        edges = Edges(users, items, torch.ones_like(self.edge_weights[kept]), (self.n_users, self.n_items))
-        self.pruned = edges.normalised("both").both_ways().matrix()
+        self.pruned = self.pruner.draw(settings.keep_edges)
 
     def propagate(self, enc: Encoded) -> Embeddings:
         graph = self.pruned if self.training and self.pruned is not None else self.graph

@@ -166,7 +166,8 @@ class ContractTests:
 
     @pytest.mark.parametrize("plugin", ["+MRdIB (paper)", "+MRdIB", "+Content"])
     def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int, plugin: str) -> None:
-        model, splits = build(self.model + plugin, tmp_path, modalities)
+        _, splits = build(self.model, tmp_path, modalities)  # a plug-in that learns nothing has no batches
+        model, _ = build(self.model + plugin, tmp_path, modalities)
         model.eval()
         batch = next(iter(splits.train))
         off = model.full_sort_predict(batch)
