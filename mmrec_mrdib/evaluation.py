@@ -272,14 +272,12 @@ class Unimodal:
     """A model as `rank` takes it, that ranks by one modality alone: s_m(u, i) = <p_u^m, q_i^m>.
 
     Args:
-        model: keeps the contract, in evaluation mode, and has a view of its users through the modality.
-        modality: m.
+        model: keeps the contract.
+        users, items: (U, d) and (I, d), p^m and q^m.
     """
 
-    def __init__(self, model: Any, modality: str) -> None:
-        self.model = model
-        with torch.no_grad():
-            self.users, self.items = model.evaluation_embeddings().views[modality]
+    def __init__(self, model: Any, users: Tensor, items: Tensor) -> None:
+        self.model, self.users, self.items = model, users.to(model.device), items.to(model.device)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         return self.users[interaction[self.model.USER_ID]] @ self.items.T

@@ -72,9 +72,9 @@ def test_the_same_seed_gives_the_same_figures(runs, page, tmp_path):
 def test_a_unimodal_score_is_the_inner_product(runs):
     trained = load(runs[0])
     model = trained.model
-    view = Unimodal(model, "b")
-    users = torch.tensor([3, 1])
     of_users, of_items = model.evaluation_embeddings().views["b"]
+    view = Unimodal(model, of_users, of_items)
+    users = torch.tensor([3, 1])
     expected = of_users[users] @ of_items.T
     torch.testing.assert_close(view.full_sort_predict({model.USER_ID: users}), expected)
 

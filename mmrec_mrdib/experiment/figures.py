@@ -31,34 +31,33 @@ def curves(title: str, epochs: Sequence[Mapping[str, Any]], best_epoch: int, met
     judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
     axes[0].plot([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])
     axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
-    axes[0].set_title(f"valid {metric}")
-    axes[0].legend(fontsize="small")
+    _titled(axes[0], f"valid {metric}")
     for axis, (name, lines) in zip(axes[1:], groups.items(), strict=False):
         for label, values in lines.items():
             axis.plot(x, values, label=label)
         if name == _TITLES["alpha"]:
             axis.set_yscale("log")
-        axis.set_title(name)
-        axis.legend(fontsize="small")
+        _titled(axis, name)
     for axis in axes[: 1 + len(groups)]:
+        _from_zero(axis)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     return _png(figure)
 
 
-def bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> bytes:
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]], ylabel: str) -> bytes:
     """Grouped bars.
 
     Args:
-        panels: title of a panel -> group (x axis) -> bar within the group -> height.
+        panels: title of a panel -> group (x axis) -> bar within the group -> height, None where there is none.
     """
     figure, axes = _panels(len(panels))
     for axis, (title, groups) in zip(axes, panels.items(), strict=False):
         names = list(dict.fromkeys(bar for group in groups.values() for bar in group))
         width = 0.8 / len(names)
         for n, name in enumerate(names):
-            heights = [group.get(name, np.nan) for group in groups.values()]
+            heights = np.array([group.get(name) for group in groups.values()], dtype=float)  # None: no bar
             axis.bar(np.arange(len(groups)) + (n - (len(names) - 1) / 2) * width, heights, width, label=name)
         _group_axis(axis, title, list(groups))
         axis.set_ylabel(ylabel)
@@ -95,11 +94,10 @@ def history(title: str, scores: Sequence[tuple[int, float, bool]], bigger: bool)
     whole = [(n, score) for n, score, done in scores if done]
     best = (np.maximum if bigger else np.minimum).accumulate([score for _, score in whole])
     axis.step([n for n, _ in whole], best, where="post", label="best so far", color="tab:orange")
-    axis.set_title(title)
+    _titled(axis, title)
     axis.set_xlabel("trial")
     axis.set_ylabel("valid score")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
     return _png(figure)
 
 
@@ -109,10 +107,9 @@ def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
     for axis, (title, groups) in zip(axes, panels.items(), strict=False):
         for name, xy in groups.items():
             axis.scatter(xy[:, 0], xy[:, 1], s=3, alpha=0.6, label=name, linewidths=0)
-        axis.set_title(title)
+        _titled(axis, title, markerscale=3)
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.legend(fontsize="small", markerscale=3)
     return _png(figure)
 
 
@@ -133,11 +130,11 @@ def lines(
         for name, (x, y, error) in series.items():
             axis.errorbar(x, y, error, label=name, marker="o", markersize=3, capsize=3)
         axis.set_xticks(range(len(ticks[title])), ticks[title])
-        axis.set_title(title)
+        _titled(axis, title)
+        _from_zero(axis)
         axis.set_xlabel(labels[0])
         axis.set_ylabel(labels[1])
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
     return _png(figure)
 
 
@@ -153,14 +150,36 @@ def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
 
 
 def _group_axis(axis: Any, title: str, names: Sequence[str]) -> None:
-    axis.set_title(title)
+    _titled(axis, title)
+    _from_zero(axis)
     long = len(names) > 1 and max(len(n) for n in names) * len(names) > 40
     axis.set_xticks(np.arange(len(names)), names, rotation=20 if long else 0, ha="right" if long else "center")
     axis.set_xlim(-0.6, max(len(names), 2) - 0.4)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.set_ylim(top=axis.get_ylim()[1] * 1.3)  # room for the legend above the bars
-    axis.legend(fontsize="small", loc="upper left", ncols=2)
+
+
+def _titled(axis: Any, title: str, **legend: Any) -> None:
+    """A title, and between it and the axes a legend, where it covers nothing."""
+    _, labels = axis.get_legend_handles_labels()
+    longest = max(map(len, labels), default=0)
+    columns = 3 if longest < 11 else 2 if longest < 18 else 1
+    rows = -(-len(labels) // columns)
+    axis.set_title(title, pad=6 + 13 * rows, fontsize="medium")  # points
+    if labels:
+        axis.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize="small", frameon=False,
+            borderpad=0.1, labelspacing=0.2, columnspacing=1.2, handlelength=1.4, **legend,
+        )  # fmt: skip
+
+
+def _from_zero(axis: Any) -> None:
+    """The y axis includes 0: lengths and heights are in proportion."""
+    if axis.get_yscale() != "linear":
+        return
+    low, high = axis.get_ylim()
+    data = axis.dataLim
+    axis.set_ylim(0 if data.y0 >= 0 else low, 0 if data.y1 <= 0 and low < 0 else high)
 
 
 def _png(figure: Any) -> bytes:

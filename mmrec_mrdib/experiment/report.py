@@ -14,15 +14,20 @@ import torch
 from mmrec_mrdib import process
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import Unimodal, rank
-from mmrec_mrdib.experiment import record
+from mmrec_mrdib.experiment import record, slices
+from mmrec_mrdib.experiment.explain import explain
 from mmrec_mrdib.experiment.export import Trained, load
 from mmrec_mrdib.mrdib import diagnostics
+from mmrec_mrdib.mrdib.history import profiles
 from mmrec_mrdib.paths import write_atomically
+from mmrec_mrdib.plugins.channel import Channel
 
 logger = logging.getLogger(__name__)
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 _PAIRS = 100_000  # interactions that the decomposition looks at, at most
 _POINTS = 1_000  # items in the t-SNE picture, at most
+_WHY_USERS = 4
+SLICES = {"popularity": "by the item's popularity", "history": "by the user's history"}
 ATOMS = ("redundant", "unique_a", "unique_b", "synergistic")
 
 
@@ -37,14 +42,12 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
     if not getattr(model, "modalities", ()):
         raise ConfigError(f"{folder}: {result['model']} has no modality representations to report on")
     model.eval()
-    emb, enc = model.evaluation_embeddings(), model.encode_items()
-    lacking = [m for m in enc.mean if m not in emb.views]
-    if lacking:
-        raise ConfigError(f"{folder}: {result['model']} has no view of its users through {', '.join(lacking)}")
-    z = {m: mean.detach().cpu() for m, mean in enc.mean.items()}
-    views = {m: (emb.views[m][0].detach().cpu(), emb.views[m][1].detach().cpu()) for m in z}
+    views = {m: (users.detach().cpu(), items.detach().cpu()) for m, (users, items) in _views(model, folder).items()}
+    z = _representations(model, views)
     best = next(e for e in result["epochs"] if e["epoch"] == result["best_epoch"])
     items = _trained_items(trained)
+    ks = [int(k) for k in result["config"]["topk"]]
+    k = 20 if 20 in ks else max(ks)
     out = {
         "folder": str(folder),
         **{
@@ -53,10 +56,18 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
         },
         "valid_metric": str(result["config"]["valid_metric"]).lower(),
         "modalities": list(z),
-        "trained_against": result["config"].get("mi_estimator") if result["plugin"] else None,
+        "readout": result.get("readout"),
+        "trained_against": result["config"]["mi_estimator"] if result["config"].get("redundant_weight") else None,
         "rates": {name.partition("/")[2]: value for name, value in best["logs"].items() if name.startswith("rate/")},
-        "ranking": {"all": _ranking(trained, model)} | {m: _ranking(trained, Unimodal(model, m)) for m in z},
+        "ranking": {"all": _ranking(trained, model, ks)}
+        | {m: _ranking(trained, Unimodal(model, *view), ks) for m, view in views.items()},
+        "slices": {
+            "k": k,
+            "popularity": slices.by_popularity(trained, k),
+            "history": slices.by_history(trained, k),
+        },
         "redundancy": diagnostics.redundancy({m: x[items] for m, x in z.items()}, seed),
+        "why": _why(trained, seed),
     }
     users, chosen, relevant = _pairs(trained, seed)
     scores = diagnostics.modality_scores(views, users, chosen)
@@ -66,13 +77,52 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
     return out
 
 
+@torch.no_grad()
+def _views(model: Any, folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Modality -> users and items as it alone sees them, (U, d) and (I, d): where a plug-in has content of its own, histories and zhat,
+    whatever weight their score has; the backbone's views elsewhere.
+
+    Raises:
+        ConfigError: the model has no view of its users through a modality.
+    """
+    if isinstance(model, Channel) and model.settings.readout != "none":
+        unit, _ = model.catalogue()
+        everybody = torch.arange(model.n_users, device=model.weight.device)
+        return {m: (profiles(model.histories, z, everybody), z) for m, z in unit.items()}
+    views = model.evaluation_embeddings().views
+    if lacking := [m for m in model.modalities if m not in views]:
+        raise ConfigError(f"{folder}: the model has no view of its users through {', '.join(lacking)}")
+    return {m: views[m] for m in model.modalities}
+
+
+@torch.no_grad()
+def _representations(model: Any, views: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Modality -> (I, d) what scores are made of: zhat where they read content, the means of the backbone's encoders elsewhere."""
+    if isinstance(model, Channel) and model.settings.readout != "none":
+        return {m: items for m, (_, items) in views.items()}
+    return {m: mean.detach().cpu() for m, mean in model.encode_items().mean.items()}
+
+
+def _why(trained: Trained, seed: int) -> list[dict[str, Any]]:
+    """The best item of a few users of the validation split and the parts of its score; none where scores read no content."""
+    model = trained.model
+    if not isinstance(model, Channel) or not model.reads_content:
+        return []
+    ids = trained.splits.valid.users.cpu().numpy()
+    chosen = np.sort(np.random.default_rng(seed).choice(ids, min(_WHY_USERS, len(ids)), replace=False))
+    out = []
+    for user in trained.users[chosen].tolist():
+        for entry in explain(trained, user, top=1)["items"]:
+            out.append({"user": user, **entry, "history": entry["history"][:3]})
+    return out
+
+
 def _trained_items(trained: Trained) -> torch.Tensor:
     """Items of the training split: of the others a model has learnt nothing."""
     return trained.splits.parts[0].inter_feat[trained.dataset.iid_field].unique()
 
 
-def _ranking(trained: Trained, model: Any) -> dict[str, float]:
-    ks = [int(k) for k in trained.result["config"]["topk"]]
+def _ranking(trained: Trained, model: Any, ks: Sequence[int]) -> dict[str, float]:
     return rank(model, trained.splits.valid, ("recall", "ndcg"), ks, trained.dataset.uid_field).means
 
 
@@ -198,7 +248,20 @@ def render(report: Mapping[str, Any]) -> str:
         "curves": {
             r["label"]: picture(figures.curves(r["label"], r["epochs"], r["best_epoch"], r["valid_metric"]))
             for r in runs
+            if len(r["epochs"]) > 1  # one pass has no curve
         },
+        "slices": picture(
+            figures.bars(
+                {
+                    f"{title} (training interactions)": {
+                        name: {r["label"]: r["slices"][by][name]["share"] for r in runs}
+                        for name in runs[0]["slices"][by]
+                    }
+                    for by, title in SLICES.items()
+                },
+                f"share found in the top {runs[0]['slices']['k']}",
+            )
+        ),
         "ranking": picture(
             figures.bars(
                 {m: {r["label"]: {n: v[m] for n, v in r["ranking"].items()} for r in runs} for m in metrics}, "valid"
@@ -239,7 +302,7 @@ def render(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
     )
     return environment.get_template("report.html").render(
-        runs=runs, metrics=metrics, pairs=pairs, pictures=pictures, atoms=ATOMS
+        runs=runs, metrics=metrics, pairs=pairs, pictures=pictures, atoms=ATOMS, slices=SLICES
     )
 
 

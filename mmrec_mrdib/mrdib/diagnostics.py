@@ -23,6 +23,7 @@ _FOLDS = 5
 _STEPS = 300
 _JUDGE_EVERY = 10
 _PERMUTATIONS = 5
+_WIDTH = 64
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
@@ -72,8 +73,10 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
     `cka_permuted`: what CKA gives when the rows of one are permuted, its floor at this size.
 
     Args:
-        z: modality -> (R, d) representations of distinct items, row-aligned.
+        z: modality -> (R, d_m) representations of distinct items, row-aligned. Of wider ones than 64 (raw features) the 64 leading
+            principal components count.
     """
+    z = _of_one_width({m: _narrow(values.float()) for m, values in z.items()})
     x = {m: _standardised(values) for m, values in z.items()}
     out = {}
     for a, b in itertools.combinations(x, 2):
@@ -152,6 +155,22 @@ def _standardised(x: Tensor) -> Tensor:
     x = x.float() - x.float().mean(0)
     std = x.std(0, correction=0)
     return x * torch.where(std > 1e-4 * std.max(), 1 / std.clamp_min(1e-12), 0.0)
+
+
+def _narrow(x: Tensor) -> Tensor:
+    """(R, d) with d <= 64: more columns than a few thousand items can tell apart are brought to their leading components."""
+    if x.shape[1] <= _WIDTH:
+        return x
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, _ = torch.svd_lowrank(x - x.mean(0), min(_WIDTH, len(x)), niter=4)
+    return u * s
+
+
+def _of_one_width(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zero columns, which say nothing, beside the narrower ones: estimators take pairs of one width."""
+    width = max(values.shape[1] for values in z.values())
+    return {m: torch.nn.functional.pad(values, (0, width - values.shape[1])) for m, values in z.items()}
 
 
 def _quantile_bins(values: np.ndarray, bins: int) -> np.ndarray:
