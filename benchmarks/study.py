@@ -321,7 +321,7 @@ def slices_part(study: Study, part: Part) -> Outcome:
                 if (row := found(board["rows"], dataset=dataset, backbone=backbone, variant=v))
             }
             bins = {v: [known[f][by] for f in names] for v, names in folders.items()}
-            first = next((each[0] for each in bins.values() if each), {})
+            first: dict[str, Any] = next((each[0] for each in bins.values() if each), {})
             for name, one in first.items():
                 shares = [
                     [b[name]["share"] for b in bins.get(v, []) if b[name]["share"] is not None] for v in part.variants
@@ -338,22 +338,32 @@ def payload(kind: str, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def new_part(study: Study, part: Part) -> Outcome:
     board, done = study.board(study.spec(part, cold_items=str(HELD_OUT)))
-    rows = []
+    rows, kept = [], {}
     for cell in done:
-        cold = [r["cold"] for r in cell.results.values() if r.get("cold")]
-        others = spread([r["test"]["recall@20"] for r in cell.results.values()])
-        values = [spread([c[m] for c in cold]) for m in NEW_METRICS]
-        chance = f"{min(1.0, 20 / cold[0]['items']):.4f}" if cold else GONE
-        why = "; ".join(dict.fromkeys(f.reason for f in cell.failures.values())) or "has no score for new items"
-        rows.append([cell.dataset, cell.model, *values, chance, others, state(cell, len(cold), why)])
+        mine = list(cell.results.values())
+        reasons = "; ".join(dict.fromkeys(f.reason for f in cell.failures.values()))
+        rows_of = [(cell.model, mine, reasons)]
+        if (
+            cell.variant == "mrdib"
+        ):  # no cell of its own: most backbones refuse to be judged by items that they have no score for
+            hosts = [record.load_result(study.runs / r["trained_backbone"]["folder"]) for r in mine]
+            rows_of.insert(0, (cell.backbone, hosts, "" if hosts else reasons))
+        for model, results, why in rows_of:
+            cold = [r["cold"] for r in results if r.get("cold")]
+            kept[f"{model} on {cell.dataset}"] = cold
+            values = [spread([c[m] for c in cold]) for m in NEW_METRICS]
+            chance = f"{min(1.0, 20 / cold[0]['items']):.4f}" if cold else GONE
+            others = spread([r["test"]["recall@20"] for r in results])
+            rows.append(
+                [cell.dataset, model, *values, chance, others, state(len(cold), why or "has no score for new items")]
+            )
     head = ["data set", "model", "new items: Recall@20", "NDCG@20", "chance: Recall@20", "other items: Recall@20", ""]
     note = (
         f"{percent(HELD_OUT)[1:]} of the items held out entirely and ranked among themselves, by their features; beside it what chance finds, and the "
         f"same model's ranking of all others (test). {GONE}: not run, or not to be had."
     )
-    by_cell = {f"{c.model} on {c.dataset}": [r.get("cold") for r in c.results.values()] for c in done}
     users, lines = new_users_lines(study, part)
-    return {"board": board, "new_items": by_cell, **users}, [note, "", *table(head, rows), "", *lines]
+    return {"board": board, "new_items": kept, **users}, [note, "", *table(head, rows), "", *lines]
 
 
 def new_users_lines(study: Study, part: Part) -> Outcome:
@@ -362,7 +372,7 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
     from mmrec_mrdib.experiment.run import make_config
 
     spec = study.spec(part)
-    spec = dataclasses.replace(spec, models=spec.models[:1], variants=tuple(v for v in part.variants if v != "plain"))
+    spec = dataclasses.replace(spec, models=spec.models[:1])
     whole = {(cell.model, cell.dataset): cell.values for cell in leaderboard.cells(spec)}
     target = study.output / "without-users"
     for (model, dataset), values in whole.items():
@@ -383,7 +393,7 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
         others = spread([r["test"]["recall@20"] for r in cell.results.values()])
         users = f"{mine[0]['users']:,}" if mine else GONE
         why = "; ".join(dict.fromkeys(f.reason for f in cell.failures.values()))
-        rows.append([cell.dataset, cell.model, *ranked, others, users, state(cell, len(mine), why)])
+        rows.append([cell.dataset, cell.model, *ranked, others, users, state(len(mine), why)])
     head = ["data set", "model", "new users: Recall@20", "popularity", "NDCG@20", "popularity"]
     note = (
         f"{percent(HELD_OUT)[1:]} of the users held out entirely, and ranked for by the items of their training histories alone, against what is popular "
@@ -396,7 +406,7 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
     ]
 
 
-def state(cell: Cell, seeds: int, why: str) -> str:
+def state(seeds: int, why: str) -> str:
     """'3 seeds', or why there are none."""
     if not seeds:
         return why.replace("|", "\\|")
@@ -457,7 +467,7 @@ PARTS = {
         ("LightGCN", "FREEDOM"),
     ),
     "slices": Part(slices_part, ("plain", "mrdib", "content", "mrdib-shuffled"), ("FREEDOM", "LightGCN")),
-    "new": Part(new_part, ("plain", "mrdib", "content"), ("LightGCN", "VBPR", "FREEDOM", "MGCN"), seeds=(1, 2, 3)),
+    "new": Part(new_part, ("mrdib", "content"), ("LightGCN", "VBPR", "FREEDOM", "MGCN"), seeds=(1, 2, 3)),
     "corrupted": Part(
         corrupted_part,
         ("plain", "mrdib", "mrdib-bottleneck", "content"),
