@@ -1,348 +1,633 @@
-"""What each part of MRdIB does: trains what is missing and writes the tables and pictures of docs/study.md:
-`python -m benchmarks.study --data_path DIR`.
+"""What MRdIB brings, where it comes from and what it costs: trains what is missing and writes the tables of docs/study.md.
 
-A run is one model, data set, setting and seed; its outcome is one file in benchmarks/results/study, and a run whose file is there is
-not run again.
+python -m benchmarks.study --data_path DIR --runs RUNS --output OUT [--parts main,components] [--key=value ...]
+
+main        plain, +MRdIB, +Content and +MRdIB with shuffled features: every backbone on every data set, tested in pairs
+components  one part of MRdIB changed at a time, against MRdIB
+slices      whose test interactions are found: by the item's popularity and by the length of the user's history; trains nothing
+new         items and users that were held out of training
+corrupted   features with noise, or lost
+joint       backbone and plug-in trained together, against one after the other
+
+Every part is one or more boards (`mmrec-mrdib leaderboard`): ordinary run folders, of which none that is complete is trained again. Each writes
+OUT/PART.md and OUT/PART.json. Parameters of all runs are given as --key=value. Epoch and readout are chosen on validation, test is read once a
+run, and nothing is chosen by it here.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import json
-import multiprocessing
+import logging
 import os
 import statistics
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.table import put
-from mmrec_mrdib.experiment import figures, report
-from mmrec_mrdib.experiment.report import ATOMS
+from mmrec_mrdib import paths, registry
+from mmrec_mrdib.cli import parameters
+from mmrec_mrdib.cli.leaderboard import _names as names
+from mmrec_mrdib.cli.leaderboard import _seeds as seeds
+from mmrec_mrdib.cli.leaderboard import _variants as variants
+from mmrec_mrdib.cli.recommend import warnings_only
+from mmrec_mrdib.errors import ConfigError, MRdIBError
+from mmrec_mrdib.experiment import leaderboard, record, tables
+from mmrec_mrdib.experiment.leaderboard import Cell, Spec
+from mmrec_mrdib.experiment.workers import Failure, LocalPool
+from mmrec_mrdib.paths import write_atomically
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "study.md"
-DATASETS = {  # name -> modalities, epochs at most
-    "lfm2k": ("text,vggish", 200),
-    "ml-100k": ("title,genre,kg", 100),
+SPARSE, DENSE = ("baby", "citeulike-t", "instruments18"), ("lfm2k", "ml-100k")
+VALUES = {"learning_rate": "0.005", "epochs": "60", "stopping_step": "5"}  # of all runs
+METRICS = ("recall@5", "recall@20", "ndcg@20")
+K = 20  # of slices
+NEW_METRICS = ("recall@20", "ndcg@20")  # of new items and users
+HELD_OUT = 0.1  # share of the items, or of the users, that are new
+CORRUPTIONS: dict[str, dict[str, Any]] = {
+    "as they are": {},
+    "noise, 0 dB": {"feature_noise": "0.0"},
+    "noise, −10 dB": {"feature_noise": "-10.0"},
+    "half of the items lost a modality": {"feature_dropout": "0.5"},
 }
-BACKBONES = ("VBPR", "DualGNN")
-WEIGHTS = ("rate_weight", "redundant_weight", "unique_weight")
-GRID = (0.001, 0.01, 0.05)
-# The best of the 27 points on validation, lfm2k, seed 1: MRdIB's setting in the other studies.
-POINTS = {"VBPR": (0.01, 0.05, 0.01), "DualGNN": (0.001, 0.001, 0.05)}
+GONE = "–"
+Board = dict[str, Any]
+Lines = list[str]
+Outcome = tuple[dict[str, Any], Lines]  # for PART.json, for PART.md
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training; `values` are the parameters that differ from the defaults."""
+class Study:
+    """What was asked for; None: each part's own."""
 
-    study: str
-    label: str
-    model: str
-    dataset: str
-    seed: int
-    values: dict[str, Any] = field(default_factory=dict)
+    data_path: str | None
+    runs: Path
+    output: Path
+    jobs: int
+    train: bool
+    command: str
+    models: tuple[str, ...] | None = None
+    datasets: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    variants: tuple[str, ...] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return f"{self.study}-{self.dataset}-{self.model}-{self.label}-{self.seed}".replace(" ", "_")
+    def board(self, spec: Spec, reference: str = "plain") -> tuple[Board, list[Cell]]:
+        """The runs of a spec, trained as far as they are missing (or only gathered), and their board."""
+        spec = dataclasses.replace(spec, runs=self.runs, only_complete=not self.train)
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        told = _told if self.train else _silent
+        done = leaderboard.execute(spec, LocalPool(leaderboard.WORK, self.jobs), told, threads)
+        return leaderboard.board(spec, done, self.command, reference), done
 
+    def spec(self, part: Part, **values: Any) -> Spec:
+        """A part's board; `values` are parameters of its own."""
+        return Spec(
+            models=self.models or part.models,
+            datasets=self.datasets or part.datasets,
+            seeds=self.seeds or part.seeds,
+            variants=part.variants,
+            metrics=METRICS,
+            values={**VALUES, **self.values, **values},
+            data_path=self.data_path,
+        )
 
-def grid() -> Iterator[Run]:
-    """All 27 points of (alpha_1, alpha_2, alpha_3) in {0.001, 0.01, 0.05}^3, one seed."""
-    for dataset, backbone in itertools.product(DATASETS, BACKBONES):
-        for point in itertools.product(GRID, repeat=3):
-            label = "_".join(f"{value:g}" for value in point)
-            yield Run("grid", label, f"{backbone}+MRdIB", dataset, 1, dict(zip(WEIGHTS, point, strict=True)))
-
-
-def auto() -> Iterator[Run]:
-    """Automatic weights, in place of the grid."""
-    for dataset, backbone, seed in itertools.product(DATASETS, BACKBONES, (1, 2, 3)):
-        yield Run("auto", "auto", f"{backbone}+MRdIB", dataset, seed, {"weighting": "auto"})
-
-
-def components() -> Iterator[Run]:
-    """What each part of MRdIB does: Last.fm-2K, five seeds."""
-    for backbone, seed in itertools.product(BACKBONES, range(1, 6)):
-        full = point(backbone)
-        variants = {
-            "full": full,
-            "without rate": full | {"rate_weight": 0},
-            "without redundant": full | {"redundant_weight": 0},
-            "without unique": full | {"unique_weight": 0},
-            "with synergy": full | {"synergy_weight": 0.1},
-            "auto": {"weighting": "auto"},
-        }
-        yield Run("components", "plain", backbone, "lfm2k", seed)
-        for label, values in variants.items():
-            yield Run("components", label, f"{backbone}+MRdIB", "lfm2k", seed, values)
-
-
-def robustness() -> Iterator[Run]:
-    """Features made worse on purpose, plain and +MRdIB: Last.fm-2K, two seeds."""
-    corruptions: dict[str, dict[str, Any]] = {
-        kind: {"feature_control": kind} for kind in ("shuffle", "random", "constant")
-    }
-    corruptions |= {"shuffle text": {"feature_control": {"text": "shuffle"}}}
-    corruptions |= {f"noise {db} dB": {"feature_noise": float(db)} for db in (0, -10)}
-    corruptions |= {f"lost {share:.0%}": {"feature_dropout": share} for share in (0.5,)}
-    for (label, values), backbone, seed in itertools.product(corruptions.items(), BACKBONES, (1, 2)):
-        yield Run("robustness", label, backbone, "lfm2k", seed, values)
-        yield Run("robustness", label, f"{backbone}+MRdIB", "lfm2k", seed, values | point(backbone))
+    def measured(self, name: str, payloads: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Run folder -> what `measure` makes of it; kept in OUT/NAME-measured.json and measured anew when the run's result has changed."""
+        path = self.output / f"{name}-measured.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        todo = {k: p for k, p in payloads.items() if k not in known or known[k]["test"] != p["test"]}
+        pool = LocalPool("benchmarks.study:measure", self.jobs)
+        try:
+            for key, payload in todo.items():
+                pool.submit(key, payload)
+            for n in range(len(todo)):
+                key, outcome = pool.next()
+                failed = f": FAILED: {outcome.reason}" if isinstance(outcome, Failure) else ""
+                _told(f"{name}: {n + 1} of {len(todo)}: {key}{failed}")
+                if not isinstance(outcome, Failure):
+                    known[key] = {**outcome, "test": payloads[key]["test"]}
+                    record.write_json(path, known)
+        finally:
+            pool.close()
+        return {k: known[k] for k in payloads if k in known and known[k]["test"] == payloads[k]["test"]}
 
 
-def point(backbone: str) -> dict[str, float]:
-    return dict(zip(WEIGHTS, POINTS[backbone], strict=True))
+@dataclass(frozen=True)
+class Part:
+    """One part of the study: what it compares unless told otherwise, and what makes its table."""
+
+    make: Callable[[Study, Part], Outcome]
+    variants: tuple[str, ...]
+    models: tuple[str, ...]
+    datasets: tuple[str, ...] = SPARSE
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
-STUDIES = {"grid": grid, "auto": auto, "components": components, "robustness": robustness}
+def _told(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def execute(run: Run, data_path: str | None, folder: Path) -> float:
-    """Train and write what is kept of the result; seconds."""
-    from mmrec_mrdib.experiment import record
-    from mmrec_mrdib.experiment.run import train
-
-    modalities, epochs = DATASETS[run.dataset]
-    values = {"modalities": modalities, "epochs": epochs, "show_progress": False} | run.values
-    if run.dataset != "ml-100k":
-        values["data_path"] = data_path
-    started = time.perf_counter()
-    result = train(run.model, run.dataset, run.seed, values=values, runs=folder / "runs", resume=True)
-    kept = ("model", "dataset", "seed", "best_epoch", "valid", "test", "seconds_per_epoch", "total_seconds", "folder")
-    record.write_json(
-        folder / f"{run.name}.json",
-        {k: result[k] for k in kept} | {"label": run.label, "values": run.values, "n_epochs": len(result["epochs"])},
-    )
-    return time.perf_counter() - started
+def _silent(text: str) -> None:
+    pass
 
 
-Table = dict[tuple[str, str, str], list[dict[str, Any]]]
+def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """One task, in a worker: what is measured on a trained run."""
+    from mmrec_mrdib.experiment import export
+
+    trained = export.load(payload["folder"], payload["data_path"])
+    if payload["kind"] == "slices":
+        by = {name: registry.load(f"mmrec_mrdib.experiment.slices:by_{name}") for name in ("popularity", "history")}
+        return {name: function(trained, K, "test") for name, function in by.items()}
+    from benchmarks import new_users
+    from mmrec_mrdib.experiment.run import make_config, prepare
+
+    result = trained.result
+    whole = make_config(result["model"], result["dataset"], result["seed"], values=payload["whole"])
+    return new_users.judge(trained, prepare(whole))
 
 
-def outcomes(folder: Path, study: str) -> Table:
-    """(data set, model, label) -> results by seed."""
-    out: Table = {}
-    for run in STUDIES[study]():
-        path = folder / f"{run.name}.json"
-        if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            out.setdefault((run.dataset, run.model, run.label), []).append(result)
-    return out
+# Tables.
 
 
-def values_of(results: list[dict[str, Any]], split: str, metric: str) -> list[float]:
-    return [r[split][metric] for r in results]
+def titled(variant: str) -> str:
+    """'mrdib-unique' -> '+MRdIB (unique)'."""
+    return variant if variant == "plain" else registry.Variant("", *registry.kinds()[variant]).name
 
 
-def spread(values: list[float]) -> str:
+def found(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any] | None:
+    """The one row with these values, or None."""
+    return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), None)
+
+
+def percent(share: float) -> str:
+    return f"{share:+.1%}".replace("%", " %").replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def pairs(board: Board) -> Iterator[tuple[str, str]]:
+    """(data set, backbone) of a board, in its order."""
+    yield from dict.fromkeys((row["dataset"], row["backbone"]) for row in board["rows"] if row["variant"] != "reported")
+
+
+def seeds_of(row: Mapping[str, Any] | None, board: Board) -> str:
+    """' (3 of 5 seeds)', where not all are there."""
+    if row is None or len(row["seeds"]) == len(board["seeds"]):
+        return ""
+    return f" ({len(row['seeds'])} of {len(board['seeds'])} seeds)"
+
+
+def value_cell(board: Board, row: Mapping[str, Any] | None) -> str:
+    """Means of a row, '.0377, .0902, .0409'."""
+    if row is None or not row["mean"]:
+        return GONE
+    return ", ".join(f"{row['mean'][m]:.4f}" for m in board["metrics"]) + seeds_of(row, board)
+
+
+def gain_cell(board: Board, row: Mapping[str, Any] | None) -> str:
+    """Gains of a row over the board's reference, '+9.6 %, **+8.7 %**, +6.9 %'; significant ones bold."""
+    if row is None:
+        return GONE
+    keys = {"dataset": row["dataset"], "model": row["model"]}
+    compared = [found(board["comparisons"], metric=m, **keys) for m in board["metrics"]]
+    if any(c is None or c["gain"] is None for c in compared):
+        return GONE
+    texts = [f"**{percent(c['gain'])}**" if c["significant"] else percent(c["gain"]) for c in compared if c]
+    return ", ".join(texts) + seeds_of(row, board)
+
+
+def smallest_cell(board: Board, row: Mapping[str, Any] | None) -> str:
+    """The smallest gains that would have been significant."""
+    if row is None:
+        return GONE
+    keys = {"dataset": row["dataset"], "model": row["model"]}
+    compared = [found(board["comparisons"], metric=m, **keys) for m in board["metrics"]]
+    texts = [
+        GONE if c is None or c["smallest"] is None else f"{c['smallest']:.1%}".replace("%", " %") for c in compared
+    ]
+    return GONE if set(texts) == {GONE} else ", ".join(texts)
+
+
+def gains(boards: Mapping[str, Board], label: str = "", reference: str = "plain", smallest: str = "") -> Lines:
+    """A line for each label, data set and backbone: the reference's values and the others' gains over them; then the means of the gains.
+
+    Args:
+        boards: label -> board of the same variants.
+        label: head of the column of labels; '': there is one board.
+        smallest: the variant whose smallest significant gain is shown.
+    """
+    variants = list(dict.fromkeys(row["variant"] for board in boards.values() for row in board["rows"]))
+    others = [v for v in variants if v not in (reference, "reported")]
+    head = ["data set", "backbone", *([label] if label else []), titled(reference), *map(titled, others)]
+    lines, means = [], []
+    for name, board in boards.items():
+        named = [name] if label else []
+        for dataset, backbone in pairs(board):
+            rows = {v: found(board["rows"], dataset=dataset, backbone=backbone, variant=v) for v in variants}
+            line = [dataset, backbone, *named, value_cell(board, rows.get(reference))]
+            line += [gain_cell(board, rows[v]) for v in others]
+            lines.append(line + ([smallest_cell(board, rows.get(smallest))] if smallest else []))
+        for group, datasets in {"sparse": SPARSE, "dense": DENSE}.items():
+            if line := [mean_cell(board, v, datasets) for v in others if set(datasets) & set(_datasets(board))]:
+                means.append([f"mean, {group} sets", "", *named, "", *line, *([""] if smallest else [])])
+    if label:  # the labels of one data set and backbone under each other
+        order = list(dict.fromkeys((line[0], line[1]) for line in lines))
+        lines.sort(key=lambda line: order.index((line[0], line[1])))
+    return table(head + (["smallest"] if smallest else []), lines + means)
+
+
+def _datasets(board: Board) -> set[str]:
+    return {row["dataset"] for row in board["rows"]}
+
+
+def mean_cell(board: Board, variant: str, datasets: Sequence[str]) -> str:
+    """Mean gains of a variant over backbones and data sets, and over how many."""
+    models = {row["model"] for row in board["rows"] if row["variant"] == variant}
+    texts, n = [], 0
+    for metric in board["metrics"]:
+        some = [
+            c["gain"]
+            for c in board["comparisons"]
+            if c["dataset"] in datasets and c["model"] in models and c["metric"] == metric and c["gain"] is not None
+        ]
+        texts.append(percent(statistics.fmean(some)) if some else GONE)
+        n = len(some)
+    return f"{', '.join(texts)} (of {n})" if n else GONE
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return GONE
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
-def grid_lines(folder: Path) -> list[str]:
-    """The best of the grid, and what automatic weights reach."""
-    lines = [
-        "| | best of 27 (α₁, α₂, α₃) | its valid Recall@20 | median of 27 | auto, same seed | auto, 3 seeds | test Recall@20: best of 27 | auto, same seed | time: grid / auto |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    points, autos = outcomes(folder, "grid"), outcomes(folder, "auto")
-    for dataset, backbone in itertools.product(DATASETS, BACKBONES):
-        model = f"{backbone}+MRdIB"
-        of_grid = [r[0] for key, r in points.items() if key[:2] == (dataset, model)]
-        of_auto = autos.get((dataset, model, "auto"), [])
-        if not of_grid or not of_auto:
-            continue
-        best = max(of_grid, key=lambda r: r["valid"]["recall@20"])
-        first, top = of_auto[0], best["valid"]["recall@20"]
-        mean = statistics.fmean(values_of(of_auto, "valid", "recall@20"))
-        cost = sum(r["total_seconds"] for r in of_grid) / first["total_seconds"]
-        lines.append(
-            f"| {model}, {dataset} | {best['label'].replace('_', ', ')} | {top:.4f} "
-            f"| {statistics.median(r['valid']['recall@20'] for r in of_grid):.4f} "
-            f"| {first['valid']['recall@20']:.4f} ({first['valid']['recall@20'] / top:.1%}) "
-            f"| {spread(values_of(of_auto, 'valid', 'recall@20'))} ({mean / top:.1%}) "
-            f"| {best['test']['recall@20']:.4f} | {first['test']['recall@20']:.4f} | {cost:.0f} |"
-        )
-    return lines
+MEASURES = ", ".join(map(tables.title, METRICS))
+NOTE = (
+    f"Test: {MEASURES}; means over seeds, gains over {{}}. Bold: significant in both tests of docs/leaderboard.md, after Holm's correction over the "
+    f"table, whichever way. {GONE}: not run, or not to be had."
+)
 
 
-def marginal_lines(folder: Path) -> list[str]:
-    """Mean valid Recall@20 of the grid's nine points at each value of each weight."""
-    symbols = dict(zip(WEIGHTS, ("α₁", "α₂", "α₃"), strict=True))
-    head = [f"{symbols[w]} = {value:g}" for w in WEIGHTS for value in GRID]
-    lines = [f"| | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
-    points = outcomes(folder, "grid")
-    for dataset, backbone in itertools.product(DATASETS, BACKBONES):
-        model = f"{backbone}+MRdIB"
-        results = [r[0] for key, r in points.items() if key[:2] == (dataset, model)]
-        if len(results) == len(GRID) ** 3:
-            means = [
-                statistics.fmean(r["valid"]["recall@20"] for r in results if r["values"][w] == value)
-                for w in WEIGHTS
-                for value in GRID
-            ]
-            lines.append(f"| {model}, {dataset} | {' | '.join(f'{m:.4f}' for m in means)} |")
-    return lines
+# Parts.
 
 
-def effect_lines(table: Table, base: str) -> list[str]:
-    """Mean and spread of each setting on Last.fm-2K, and its mean difference to `base` over the seeds they share."""
-    lines = [
-        f"| | | valid Recall@20 | test Recall@20 | test NDCG@20 | test Recall@20 − {base} | seeds above |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for backbone in BACKBONES:
-        reference = {r["seed"]: r for r in table.get(("lfm2k", f"{backbone}+MRdIB", base), [])}
-        for (_, model, label), results in table.items():
-            if model.removesuffix("+MRdIB") != backbone:
-                continue
-            pairs = [
-                r["test"]["recall@20"] - reference[r["seed"]]["test"]["recall@20"]
-                for r in results
-                if r["seed"] in reference
-            ]
-            difference = (
-                ("–", "–")
-                if label == base
-                else (f"{statistics.fmean(pairs):+.4f}", f"{sum(p > 0 for p in pairs)} of {len(pairs)}")
+def main_part(study: Study, part: Part) -> Outcome:
+    board, _ = study.board(dataclasses.replace(study.spec(part), variants=study.variants or part.variants))
+    tables.write(board, study.output / "main")
+    note = (
+        NOTE.format("the plain backbone")
+        + " Smallest: the gains of +MRdIB from which on they would have been significant."
+    )
+    return {"board": board}, [note, "", *gains({"": board}, smallest="mrdib")]
+
+
+def components_part(study: Study, part: Part) -> Outcome:
+    board, _ = study.board(study.spec(part), reference="mrdib")
+    return {"board": board}, [NOTE.format("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
+
+
+def corrupted_part(study: Study, part: Part) -> Outcome:
+    boards = {name: study.board(study.spec(part, **values))[0] for name, values in CORRUPTIONS.items()}
+    note = NOTE.format("the plain backbone with the same features").replace(
+        "over the table", "over the lines of each kind"
+    )
+    return {"boards": boards}, [note, "", *gains(boards, "features")]
+
+
+def slices_part(study: Study, part: Part) -> Outcome:
+    board, done = dataclasses.replace(study, train=False).board(study.spec(part))
+    payloads = {
+        Path(result["folder"]).name: payload("slices", cell, result)
+        for cell in done
+        for result in cell.results.values()
+    }
+    known = study.measured("slices", payloads)
+    lines = [f"Share of the test interactions found in the top {K}, mean over seeds. {GONE}: not run.", ""]
+    heads = {"popularity": "training interactions of the item", "history": "training items of the user"}
+    for by, head in heads.items():
+        rows = []
+        for dataset, backbone in pairs(board):
+            folders = {
+                v: [Path(f).name for f in row["folders"] if Path(f).name in known]
+                for v in part.variants
+                if (row := found(board["rows"], dataset=dataset, backbone=backbone, variant=v))
+            }
+            bins = {v: [known[f][by] for f in names] for v, names in folders.items()}
+            first: dict[str, Any] = next((each[0] for each in bins.values() if each), {})
+            for name, one in first.items():
+                shares = [
+                    [b[name]["share"] for b in bins.get(v, []) if b[name]["share"] is not None] for v in part.variants
+                ]
+                cells = [f"{statistics.fmean(s):.4f}" if s else GONE for s in shares]
+                rows.append([dataset, backbone, name, f"{one['interactions']:,}", *cells])
+        lines += [*table(["data set", "backbone", head, "test interactions", *map(titled, part.variants)], rows), ""]
+    return {"board": board, "slices": known}, lines[:-1]
+
+
+def payload(kind: str, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "folder": result["folder"], "data_path": cell.values.get("data_path"), "test": result["test"]}
+
+
+def new_part(study: Study, part: Part) -> Outcome:
+    board, done = study.board(study.spec(part, cold_items=str(HELD_OUT)))
+    rows, kept = [], {}
+    for cell in done:
+        mine = list(cell.results.values())
+        reasons = "; ".join(dict.fromkeys(f.reason for f in cell.failures.values()))
+        rows_of = [(cell.model, mine, reasons)]
+        if (
+            cell.variant == "mrdib"
+        ):  # no cell of its own: most backbones refuse to be judged by items that they have no score for
+            hosts = [record.load_result(study.runs / r["trained_backbone"]["folder"]) for r in mine]
+            rows_of.insert(0, (cell.backbone, hosts, "" if hosts else reasons))
+        for model, results, why in rows_of:
+            cold = [r["cold"] for r in results if r.get("cold")]
+            kept[f"{model} on {cell.dataset}"] = cold
+            values = [spread([c[m] for c in cold]) for m in NEW_METRICS]
+            chance = f"{min(1.0, 20 / cold[0]['items']):.4f}" if cold else GONE
+            others = spread([r["test"]["recall@20"] for r in results])
+            rows.append(
+                [cell.dataset, model, *values, chance, others, state(len(cold), why or "has no score for new items")]
             )
-            columns = [
-                spread(values_of(results, *which))
-                for which in (("valid", "recall@20"), ("test", "recall@20"), ("test", "ndcg@20"))
-            ]
-            lines.append(f"| {backbone} | {label} | {' | '.join((*columns, *difference))} |")
-    return lines
+    head = ["data set", "model", "new items: Recall@20", "NDCG@20", "chance: Recall@20", "other items: Recall@20", ""]
+    note = (
+        f"{percent(HELD_OUT)[1:]} of the items held out entirely and ranked among themselves, by their features; beside it what chance finds, and the "
+        f"same model's ranking of all others (test). {GONE}: not run, or not to be had."
+    )
+    users, lines = new_users_lines(study, part)
+    return {"board": board, "new_items": kept, **users}, [note, "", *table(head, rows), "", *lines]
 
 
-def robust(folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Label -> backbone -> 'plain' or '+MRdIB' -> test Recall@20 by seed (1, 2); 'clean' from the study of components."""
-    out: dict[str, dict[str, dict[str, list[float]]]] = {}
-    clean = {k: v[:2] for k, v in outcomes(folder, "components").items() if k[2] in ("plain", "full")}
-    for (_, model, label), results in (clean | outcomes(folder, "robustness")).items():
-        label = "clean" if label in ("plain", "full") else label
-        side = "+MRdIB" if model.endswith("+MRdIB") else "plain"
-        values = values_of(results, "test", "recall@20")
-        out.setdefault(label, {}).setdefault(model.removesuffix("+MRdIB"), {})[side] = values
+def new_users_lines(study: Study, part: Part) -> Outcome:
+    """Users held out entirely; with the first of the backbones alone, since content alone ranks for them."""
+    from benchmarks import new_users
+    from mmrec_mrdib.experiment.run import make_config
+
+    spec = study.spec(part)
+    spec = dataclasses.replace(spec, models=spec.models[:1])
+    whole = {(cell.model, cell.dataset): cell.values for cell in leaderboard.cells(spec)}
+    target = study.output / "without-users"
+    for (model, dataset), values in whole.items():
+        new_users.without(make_config(model, dataset, spec.seeds[0], values=values), HELD_OUT, target)
+    board, done = study.board(dataclasses.replace(spec, data_path=str(target)))
+    payloads = {
+        Path(result["folder"]).name: {**payload("users", cell, result), "whole": whole[cell.model, cell.dataset]}
+        for cell in done
+        for result in cell.results.values()
+    }
+    known = study.measured("new", payloads)
+    rows = []
+    for cell in done:
+        mine = [known[name] for r in cell.results.values() if (name := Path(r["folder"]).name) in known]
+        ranked = [
+            spread([m[who][metric] for m in mine]) for metric in NEW_METRICS for who in ("histories", "popularity")
+        ]
+        others = spread([r["test"]["recall@20"] for r in cell.results.values()])
+        users = f"{mine[0]['users']:,}" if mine else GONE
+        why = "; ".join(dict.fromkeys(f.reason for f in cell.failures.values()))
+        rows.append([cell.dataset, cell.model, *ranked, others, users, state(len(mine), why)])
+    head = ["data set", "model", "new users: Recall@20", "popularity", "NDCG@20", "popularity"]
+    note = (
+        f"{percent(HELD_OUT)[1:]} of the users held out entirely, and ranked for by the items of their training histories alone, against what is popular "
+        f"among the other users; beside it the same model for these others (test). {GONE}: not run."
+    )
+    return {"users_board": board, "new_users": known}, [
+        note,
+        "",
+        *table([*head, "other users: Recall@20", "new users", ""], rows),
+    ]
+
+
+def state(seeds: int, why: str) -> str:
+    """'3 seeds', or why there are none."""
+    if not seeds:
+        return why.replace("|", "\\|")
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def joint_part(study: Study, part: Part) -> Outcome:
+    board, done = study.board(study.spec(part))
+    plain = {(cell.dataset, cell.backbone): cell.results for cell in done if cell.variant == "plain"}
+    rows = []
+    for cell in sorted(done, key=lambda cell: list(pairs(board)).index((cell.dataset, cell.backbone))):
+        row = found(board["rows"], dataset=cell.dataset, model=cell.model)
+        gain = "" if cell.variant == "plain" else gain_cell(board, row)
+        spent = cost(cell, plain.get((cell.dataset, cell.backbone), {}))
+        rows.append([cell.dataset, cell.model, value_cell(board, row), gain, *spent])
+    note = NOTE.format("the plain backbone") + (
+        " Epochs and seconds of training with its evaluations, means over seeds; of what is trained after its backbone, the backbone's + its own. "
+        "Seconds are those of a machine that may have had other work beside."
+    )
+    return {"board": board}, [note, "", *table(["data set", "model", MEASURES, "gain", "epochs", "seconds"], rows)]
+
+
+def cost(cell: Cell, hosts: Mapping[int, Mapping[str, Any]]) -> tuple[str, str]:
+    """(epochs, seconds) of a cell's runs, where staged with those of the backbones they took."""
+
+    def of(results: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+        some = [r["epochs"] for r in results]
+        seconds = [sum(e["seconds"] + e.get("eval_seconds", 0.0) for e in epochs) for epochs in some]
+        return statistics.fmean(map(len, some)), statistics.fmean(seconds)
+
+    if not cell.results:
+        return GONE, GONE
+    own = of(cell.results.values())
+    if cell.host is None:
+        return f"{own[0]:.0f}", f"{own[1]:.0f}"
+    before = [hosts[seed] for seed in cell.results if seed in hosts]
+    if not before:
+        return f"… + {own[0]:.0f}", f"… + {own[1]:.0f}"
+    host = of(before)
+    return f"{host[0]:.0f} + {own[0]:.0f}", f"{host[1]:.0f} + {own[1]:.0f}"
+
+
+PARTS = {
+    "main": Part(
+        main_part,
+        ("plain", "mrdib", "content", "mrdib-shuffled"),
+        ("FREEDOM", "VBPR", "LightGCN", "MGCN", "DualGNN"),
+        (*SPARSE, *DENSE),
+    ),
+    "components": Part(
+        components_part,
+        (
+            "mrdib",
+            "plain",
+            "content",
+            *(f"mrdib-{p}" for p in ("unique", "synergistic", "bottleneck", "noise", "redundant")),
+        ),
+        ("LightGCN", "FREEDOM"),
+    ),
+    "slices": Part(slices_part, ("plain", "mrdib", "content", "mrdib-shuffled"), ("FREEDOM", "LightGCN")),
+    "new": Part(new_part, ("mrdib", "content"), ("LightGCN", "VBPR", "FREEDOM", "MGCN"), seeds=(1, 2, 3)),
+    "corrupted": Part(
+        corrupted_part,
+        ("plain", "mrdib", "mrdib-bottleneck", "content"),
+        ("LightGCN", "FREEDOM"),
+        ("baby", "citeulike-t"),
+    ),
+    "joint": Part(joint_part, ("plain", "mrdib", "mrdib-joint"), ("LightGCN", "FREEDOM")),
+}
+
+
+# The command.
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    out.add_argument("--data_path", metavar="DIR", help="folder of the data sets; built-in ones are found without")
+    out.add_argument("--runs", type=Path, default=Path("runs"), metavar="RUNS", help="default: %(default)s")
+    out.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/study"), metavar="OUT", help="default: %(default)s"
+    )
+    out.add_argument(
+        "--docs", type=Path, metavar="FILE", help="a page with <!-- table: PART --> marks, to fill in place"
+    )
+    out.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help="default: %(default)s")
+    out.add_argument("--models", metavar="A,B", help="backbones of all parts (default: each part's own)")
+    out.add_argument("--datasets", metavar="X,Y", help="data sets of all parts (default: each part's own)")
+    out.add_argument("--seeds", metavar="N|A,B", help="how many (1 to N), or which (default: each part's own)")
+    out.add_argument(
+        "--variants", metavar="A,B", help=f"of the part main (default: {','.join(PARTS['main'].variants)})"
+    )
+    out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: %(default)s)")
+    out.add_argument(
+        "--no_training", action="store_true", help="tables of the runs that are complete; nothing is trained"
+    )
+    out.add_argument(
+        "--quick", action="store_true", help="two backbones on ml-100k, one seed, two epochs: whether it runs"
+    )
     return out
 
 
-def robustness_lines(folder: Path) -> list[str]:
-    head = [f"{b}: {what}" for b in BACKBONES for what in ("plain", "+MRdIB", "gain")]
-    lines = [f"| features | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
-    for label, backbones in robust(folder).items():
-        columns = []
-        for backbone in BACKBONES:
-            sides = backbones.get(backbone, {})
-            if len(sides) < 2:
-                columns += ["–"] * 3
-                continue
-            gain = statistics.fmean(sides["+MRdIB"]) / statistics.fmean(sides["plain"]) - 1
-            columns += [spread(sides["plain"]), spread(sides["+MRdIB"]), f"{gain:+.1%}"]
-        lines.append(f"| {label} | {' | '.join(columns)} |")
-    return lines
+QUICK = {"models": "VBPR,LightGCN", "datasets": "ml-100k", "seeds": "1"}
+QUICK_VALUES = {"epochs": "2", "stage_epochs": "1"}
 
 
-def draw(folder: Path) -> bytes:
-    """Test Recall@20 against corruption."""
-    table = robust(folder)
-    panels: dict[str, dict[str, tuple[list[float], list[float], list[float]]]] = {}
-    kinds = {
-        "noise": ("clean", "noise 0 dB", "noise -10 dB", "random"),
-        "lost modality": ("clean", "lost 50%"),
+def main(arguments: Sequence[str]) -> int:
+    options, values = parameters.parse(parser(), arguments)
+    if options.quick:
+        for name, value in QUICK.items():
+            setattr(options, name, getattr(options, name) or value)
+        values = QUICK_VALUES | values
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs={options.jobs}: expected 1 or more")
+    chosen = parts_of(options.parts)
+    study = Study(
+        data_path=options.data_path,
+        runs=options.runs,
+        output=options.output,
+        jobs=options.jobs,
+        train=not options.no_training,
+        command=command(arguments),
+        models=options.models and names(options.models, "--models"),
+        datasets=options.datasets and names(options.datasets, "--datasets"),
+        seeds=options.seeds and seeds(options.seeds),
+        variants=options.variants and variants(options.variants),
+        values=values,
+    )
+    check(study, chosen, options.docs)
+    warnings_only()
+    logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR if study.train else logging.CRITICAL)
+    study.output.mkdir(parents=True, exist_ok=True)
+    missing = False
+    try:
+        for name in chosen:
+            outcome, lines = PARTS[name].make(study, PARTS[name])
+            missing |= write(study, name, outcome, lines, options.docs)
+    except KeyboardInterrupt:
+        _told(
+            "interrupted; complete runs are kept, and the same command goes on; --no_training: the tables of what is there"
+        )
+        return 130
+    return 1 if missing and study.train else 0
+
+
+def parts_of(text: str) -> tuple[str, ...]:
+    chosen = names(text, "--parts")
+    if unknown := [name for name in chosen if name not in PARTS]:
+        raise ConfigError(f"--parts={text}: no part {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+    return chosen
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command as others would give it: folders by their names in the help, and without what does not change a table."""
+    folders = {
+        action.option_strings[0]: action.metavar
+        for action in parser()._actions
+        if action.dest in ("data_path", "runs", "output")
     }
-    measured = [label for label, sides in table.items() if all(len(sides.get(b, {})) == 2 for b in BACKBONES)]
-    kinds = {kind: tuple(label for label in labels if label in measured) for kind, labels in kinds.items()}
-    for kind, labels in kinds.items():
-        for backbone in BACKBONES:
-            for side in ("plain", "+MRdIB"):
-                values = [table[label][backbone][side] for label in labels]
-                means = [statistics.fmean(v) for v in values]
-                errors = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-                panels.setdefault(f"{backbone}: {kind}", {})[side] = (list(range(len(labels))), means, errors)
-    ticks = {
-        f"{b}: {kind}": [label.removeprefix("noise ").removeprefix("lost ") for label in labels]
-        for kind, labels in kinds.items()
-        for b in BACKBONES
-    }
-    return figures.lines(panels, ("features", "test Recall@20"), ticks)
+    given = parameters.joined(arguments, set())
+    out = []
+    for option, _, value in (argument.partition("=") for argument in given):
+        if option not in ("--jobs", "--docs", "--no_training"):
+            out.append(f"{option}={folders.get(option, value)}" if value else option)
+    return " ".join(["python -m benchmarks.study", *out])
 
 
-def inside(folder: Path) -> dict[str, Any]:
-    """`mmrec-mrdib report` on seed 1 of the plain model, the full MRdIB and the automatic one: label -> its figures. Measured once."""
-    kept = folder / "inside.json"
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    for (_, model, label), results in outcomes(folder, "components").items():
-        name = f"{model.removesuffix('+MRdIB')} | {label}"
-        if label in ("plain", "full", "auto") and name not in known and results[0]["seed"] == 1:
-            run = Path(results[0]["folder"])
-            (measured,) = report.build([run], pictures=False)["runs"]
-            known[name] = {k: measured[k] for k in ("ranking", "redundancy", "decomposition", "rates")}
-    kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    return known
+def check(study: Study, chosen: Sequence[str], docs: Path | None) -> None:
+    """Mistakes show before anything is trained.
+
+    Raises:
+        ConfigError: a data set is not there, or the page has no place for a part's table.
+    """
+    folder = Path(study.data_path) if study.data_path is not None else None
+    for dataset in dict.fromkeys(d for name in chosen for d in study.datasets or PARTS[name].datasets):
+        if dataset not in paths.BUILTIN_DATASETS and not (folder and (folder / dataset).is_dir()):
+            where = f"in --data_path={folder}" if folder else "without --data_path=DIR"
+            raise ConfigError(f"no data set '{dataset}' {where}; choose others with --datasets")
+    for name in chosen:
+        list(leaderboard.cells(study.spec(PARTS[name])))
+    if docs is not None:
+        page = docs.read_text(encoding="utf-8") if docs.is_file() else ""
+        for name in chosen:
+            if page.count(f"<!-- table: {name} -->\n") != 1 or f"<!-- end table: {name} -->" not in page:
+                raise ConfigError(
+                    f"--docs={docs}: expected once <!-- table: {name} -->, and <!-- end table: {name} --> after it"
+                )
 
 
-def inside_lines(folder: Path) -> list[str]:
+def write(study: Study, name: str, outcome: Mapping[str, Any], lines: Lines, docs: Path | None) -> bool:
+    """PART.json, PART.md, and the page. Returns whether runs are missing."""
+    boards = [b for key in ("board", "users_board") if (b := outcome.get(key))] + list(
+        outcome.get("boards", {}).values()
+    )
+    codes = sorted({code for board in boards for code in board["codes"]})
+    made = f"`{study.command} --parts={name}`" if "--parts" not in study.command else f"`{study.command}`"
+    rows = [row for board in boards for row in board["rows"]]
+    complete = sum(row["status"] == "complete" for row in rows)
     lines = [
-        "| | | Recall@20: all | text alone | vggish alone | Gaussian, nats | fresh MINE, nats | CKA | in both, bits | only text | only vggish | synergistic |",
-        f"|{'---|' * 12}",
+        f"{made}, written by version {record.code()}; runs by {', '.join(codes) or GONE}; {complete} of {len(rows)} cells complete.",
+        "",
+        *lines,
     ]
-    pair = "text-vggish"
-    for name, run in inside(folder).items():
-        ranking = [f"{run['ranking'][m]['recall@20']:.4f}" for m in ("all", "text", "vggish")]
-        r, d = run["redundancy"][pair], run["decomposition"][pair]
-        shared = [f"{r['gaussian']:.2f}", f"{r['mine']:.2f} ± {r['mine_std']:.2f}", f"{r['cka']:.3f}"]
-        bits = [f"{d[atom]:.3f}" for atom in ATOMS]
-        lines.append(f"| {name} | {' | '.join((*ranking, *shared, *bits))} |")
-    return lines
-
-
-def write(folder: Path) -> None:
-    """Put tables and the picture into docs/study.md, as far as the runs are there."""
-    page = PAGE.read_text(encoding="utf-8")
-    page = put(page, "grid", grid_lines(folder))
-    page = put(page, "marginals", marginal_lines(folder))
-    page = put(page, "components", effect_lines(outcomes(folder, "components"), "full"))
-    page = put(page, "inside", inside_lines(folder))
-    page = put(page, "robustness", robustness_lines(folder))
-    PAGE.write_text(page, encoding="utf-8")
-    if len(robust(folder)) > 1:
-        PAGE.with_name("study-robustness.png").write_bytes(draw(folder))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", help="the folder that holds lfm2k/")
-    parser.add_argument("--studies", default=",".join(STUDIES), help="default: %(default)s")
-    parser.add_argument("--only", default="", help="runs whose names contain this text")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study"), help="folder of results")
-    options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
-    runs = [run for study in options.studies.split(",") for run in STUDIES[study]()]
-    runs = [r for r in runs if options.only in r.name and (options.data_path or r.dataset == "ml-100k")]
-    todo = [r for r in runs if not (options.results / f"{r.name}.json").is_file()]
-    print(f"{len(runs)} runs, {len(todo)} to do", flush=True)
-    failed = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context) as pool:
-        futures = {pool.submit(execute, r, options.data_path, options.results): r for r in todo}
-        for n, future in enumerate(as_completed(futures), 1):
-            name, error = futures[future].name, future.exception()
-            failed += error is not None
-            outcome = f"failed: {error!r}" if error else f"{future.result():.0f} s"
-            valid = "" if error else json.loads((options.results / f"{name}.json").read_text())["valid"]["recall@20"]
-            print(f"{n} of {len(todo)}: {name}, {outcome} {valid}", flush=True)
-    write(options.results)
-    print(f"written: {PAGE}")
-    return 1 if failed else 0
+    record.write_json(
+        study.output / f"{name}.json", {"part": name, "command": study.command, "code": record.code(), **outcome}
+    )
+    write_atomically(study.output / f"{name}.md", ("\n".join(lines) + "\n").encode())
+    if docs is not None:
+        page = put(docs.read_text(encoding="utf-8"), f"table: {name}", lines)
+        write_atomically(docs, page.encode())
+    _told(f"written: {study.output / name}.md, .json; {complete} of {len(rows)} cells complete")
+    return complete < len(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except MRdIBError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -72,6 +72,7 @@ class Spec:
         data_path: folder of the data sets; those built in are found without.
         storage, runs: see `tune`.
         fresh: tune and train anew what is complete.
+        only_complete: train nothing; a run that is not complete is a failure, 'not run'.
     """
 
     models: tuple[str, ...]
@@ -90,6 +91,7 @@ class Spec:
     storage: str | None = None
     runs: Path = Path("runs")
     fresh: bool = False
+    only_complete: bool = False
 
     @property
     def seed_of_tuning(self) -> int:
@@ -141,6 +143,8 @@ def cells(spec: Spec) -> Iterator[Cell]:
         raise ConfigError(
             f"--tuning_seed={spec.tuning_seed}: is one of the seeds that are tested; a seed that has chosen the parameters favours them"
         )
+    if spec.trials and spec.only_complete:
+        raise ConfigError("only_complete trains nothing, and so does not tune; leave one of them")
     plugins = set(_plugin_parameters())
     for dataset in spec.datasets:
         for base in spec.models:
@@ -250,6 +254,8 @@ def work(payload: Mapping[str, Any]) -> dict[str, Any]:
     )
     if (folder / "result.json").is_file() and not fresh:
         result, seconds = record.load_result(folder), 0.0
+    elif payload["only_complete"]:
+        raise DataError("not run")
     else:
         result = run(config, Path(payload["runs"]), resume=not fresh)
         seconds = result["total_seconds"]
@@ -300,6 +306,7 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
                 "pruning": spec.pruning,
                 "space": cell.space,
                 "fresh": spec.fresh,
+                "only_complete": spec.only_complete,
                 "storage": spec.storage,
                 "runs": str(spec.runs),
                 "threads": threads,
@@ -372,8 +379,12 @@ def _left(ended: int, total: int, started: float, trained: int) -> str:
 # The board.
 
 
-def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]:
-    """Rows and comparisons, as plain values: what every form of output is made of."""
+def board(spec: Spec, done: Sequence[Cell], command: str = "", reference: str = "plain") -> dict[str, Any]:
+    """Rows and comparisons, as plain values: what every form of output is made of.
+
+    Args:
+        reference: the variant that the others are compared with.
+    """
     rows = [_row(cell, spec) for cell in done]
     used = sorted({code for row in rows for code in row["code"]})
     for row in rows:
@@ -392,7 +403,7 @@ def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]
         "tuning_seed": spec.seed_of_tuning if spec.trials else None,
         "weights": spec.weights,
         "rows": rows,
-        "comparisons": _comparisons(spec, done),
+        "comparisons": _comparisons(spec, done, reference),
     }
 
 
@@ -439,15 +450,15 @@ def _notes(cell: Cell, spec: Spec) -> list[str]:
     return ["tuned as its plain backbone, nothing of its own"] if cell.host else []
 
 
-def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Each variant against its backbone: every data set and metric."""
+def _comparisons(spec: Spec, done: Sequence[Cell], reference: str) -> list[dict[str, Any]]:
+    """Each variant against the reference (its plain backbone) on the same backbone: every data set and metric."""
     by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
     found: list[Compared] = []
     metrics = [m for m in spec.metrics if not m.startswith(NEW)]
     pairs = 0
     for (dataset, backbone, variant), cell in by_name.items():
-        plain = by_name.get((dataset, backbone, "plain"))
-        if variant == "plain" or plain is None:
+        plain = by_name.get((dataset, backbone, reference))
+        if variant == reference or plain is None:
             continue
         pairs += 1
         seeds = [s for s in cell.results if s in plain.results]

@@ -1,0 +1,198 @@
+"""The study's command: all parts on a toy data set, what is partly there, and new users by hand."""
+
+import importlib.util
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import new_users, study
+from mmrec_mrdib.data.sources import mmrec
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.experiment import leaderboard
+from mmrec_mrdib.experiment.export import load
+from mmrec_mrdib.experiment.run import make_config, prepare, train
+from mmrec_mrdib.experiment.workers import _outcome, call
+from mmrec_mrdib.testing.toy import write_mmrec
+
+
+class InProcess:
+    """A pool in this process."""
+
+    def __init__(self, function, jobs):
+        self.function, self.waiting = function, []
+
+    def submit(self, key, payload):
+        self.waiting.append((key, json.dumps(payload)))
+
+    def next(self):
+        key, payload = self.waiting.pop(0)
+        return key, _outcome(call(self.function, payload))
+
+    def close(self):
+        self.waiting = []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds data/toy, and a page with a place for each table."""
+    out = tmp_path_factory.mktemp("study")
+    write_mmrec(out / "data" / "toy", users=40, items=30, dims={"a": 12, "b": 8})
+    marks = [f"<!-- table: {name} -->\n<!-- end table: {name} -->\n" for name in study.PARTS]
+    (out / "page.md").write_text("\n".join(["before", *marks, "after"]))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(study, "LocalPool", InProcess)
+    monkeypatch.setattr(study, "CORRUPTIONS", dict(list(study.CORRUPTIONS.items())[:2]))
+    if importlib.util.find_spec("mmrec_mrdib.experiment.slices") is None:
+        double = types.ModuleType("slices")
+        double.by_popularity = double.by_history = lambda trained, k, split: {
+            "0": {"interactions": 4, "found": 1, "share": 0.25}
+        }
+        monkeypatch.setitem(sys.modules, "mmrec_mrdib.experiment.slices", double)
+
+
+def call_study(folder, *more):
+    places = ["--data_path", str(folder / "data"), "--runs", str(folder / "runs"), "--output", str(folder / "out")]
+    return study.main(["--quick", "--datasets", "toy", *places, "--docs", str(folder / "page.md"), *more])
+
+
+def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch):
+    assert call_study(folder) == 0
+    made = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in study.PARTS}
+    page = (folder / "page.md").read_text()
+    assert page.startswith("before") and page.endswith("after")
+    assert str(folder) not in page and "--data_path=DIR --runs=RUNS --output=OUT" in page
+    for name, outcome in made.items():
+        text = (folder / "out" / f"{name}.md").read_text()
+        assert f"<!-- table: {name} -->\n{text}<!-- end table: {name} -->" in page
+        boards = [outcome["board"]] if "board" in outcome else list(outcome["boards"].values())
+        rows = [row for board in boards for row in board["rows"]]
+        assert {row["backbone"] for row in rows} == {"VBPR", "LightGCN"}
+        assert {row["variant"] for row in rows} == set(study.PARTS[name].variants)
+        assert all(row["status"] == "complete" for row in rows), name
+    plain, ours = (
+        next(r["mean"]["recall@5"] for r in made["main"]["board"]["rows"] if r["model"] == m)
+        for m in ("VBPR", "VBPR+MRdIB")
+    )
+    line = next(line for line in page.splitlines() if line.startswith("| toy | VBPR | "))
+    assert f"| {plain:.4f}, " in line and f"| {study.percent(ours / plain - 1)}, " in line
+    assert len(made["corrupted"]["boards"]) == 2 and len(made["slices"]["slices"]) == 8
+    assert {n["users"] for n in made["new"]["new_users"].values()} == {4}  # a tenth of 40
+    cold = made["new"]["new_items"]
+    assert len(cold) == 6 and all(len(by) == (model != "LightGCN on toy") for model, by in cold.items())
+    assert "| toy | LightGCN | – | – | – |" in page and "| has no score for new items |" in page
+
+    monkeypatch.setattr(leaderboard, "run", None)  # a call would fail
+    monkeypatch.setattr(study, "measure", None)
+    assert call_study(folder, "--no_training") == 0
+    again = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in study.PARTS}
+    assert {n: a | {"code": made[n]["code"]} for n, a in again.items()} == made
+
+
+def test_what_was_not_run_is_a_dash(folder, tmp_path):
+    page = (folder / "page.md").read_bytes()
+    (tmp_path / "page.md").write_bytes(page)
+    (tmp_path / "data").symlink_to(folder / "data")
+    assert call_study(tmp_path, "--no_training", "--parts", "main,joint") == 0
+    text = (tmp_path / "out" / "main.md").read_text()
+    assert "| toy | VBPR | – | – | – | – | – |" in text and "0 of 8 cells complete" in text
+    assert "| toy | VBPR+MRdIB | – | – | – | – |" in (tmp_path / "out" / "joint.md").read_text()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gains_and_their_means_by_hand():
+    def row(dataset, variant, mean, seeds=(1, 2)):
+        model = f"A{study.titled(variant)}" if variant != "plain" else "A"
+        return {
+            "dataset": dataset,
+            "backbone": "A",
+            "variant": variant,
+            "model": model,
+            "mean": mean,
+            "seeds": list(seeds),
+        }
+
+    def compared(dataset, gain, significant):
+        keys = {"dataset": dataset, "model": "A+MRdIB", "metric": "recall@20"}
+        return keys | {"gain": gain, "significant": significant, "smallest": 0.034 if significant else None}
+
+    board = {
+        "metrics": ["recall@20"],
+        "seeds": [1, 2],
+        "rows": [
+            row("baby", "plain", {"recall@20": 0.1}),
+            row("baby", "mrdib", {"recall@20": 0.11}),
+            row("citeulike-t", "plain", {"recall@20": 0.2}),
+            row("citeulike-t", "mrdib", {"recall@20": 0.19}, seeds=(1,)),
+            row("lfm2k", "plain", {"recall@20": 0.4}),
+            row("lfm2k", "mrdib", {}, seeds=()),
+        ],
+        "comparisons": [compared("baby", 0.1, True), compared("citeulike-t", -0.05, False)],
+    }
+    assert study.gains({"": board}, smallest="mrdib") == [
+        "| data set | backbone | plain | +MRdIB | smallest |",
+        "|---|---|---|---|---|",
+        "| baby | A | 0.1000 | **+10.0 %** | 3.4 % |",
+        "| citeulike-t | A | 0.2000 | −5.0 % (1 of 2 seeds) | – |",
+        "| lfm2k | A | 0.4000 | – | – |",
+        "| mean, sparse sets |  |  | +2.5 % (of 2) |  |",
+        "| mean, dense sets |  |  | – |  |",
+    ]
+
+
+def test_mistakes_show_before_anything_is_trained(folder, tmp_path):
+    with pytest.raises(ConfigError, match="no data set 'other' in --data_path"):
+        study.main(["--data_path", str(folder / "data"), "--datasets", "other"])
+    with pytest.raises(ConfigError, match="no part mian"):
+        study.main(["--parts", "mian"])
+    (tmp_path / "page.md").write_text("<!-- table: main -->\n")
+    with pytest.raises(ConfigError, match="end table: main"):
+        study.main(["--quick", "--parts", "main", "--docs", str(tmp_path / "page.md")])
+
+
+def test_new_users_by_hand(folder, tmp_path):
+    """Held-out users are in no split of the reduced data, features stay with their items, and ranking is by the history alone."""
+    whole_values = {"data_path": str(folder / "data"), "topk": [5, 20]}
+    config = make_config("BPR", "toy", 1, values=whole_values)
+    target = new_users.without(config, 0.1, tmp_path / "reduced")
+    before = (target / "toy" / "toy.inter").read_bytes()
+    assert new_users.without(config, 0.1, target) == target and (target / "toy" / "toy.inter").read_bytes() == before
+    values = whole_values | {"data_path": str(target), "show_progress": False, "embedding_size": 8, "epochs": 1}
+    trained = load(train("BPR+Content", "toy", 1, values=values, runs=tmp_path / "runs")["folder"])
+    everyone = mmrec.read(folder / "data" / "toy" / "toy.inter")
+    held = set(map(str, everyone["userID"])) - set(trained.users)
+    assert len(held) == 4
+    judged = new_users.judge(trained, prepare(config))
+
+    place = {token: n for n, token in enumerate(trained.items)}
+    _, content = trained.model.catalogue()
+    train_items = trained.splits.parts[0].inter_feat[trained.dataset.iid_field]
+    popularity = torch.bincount(train_items, minlength=len(trained.items)).double()
+    popularity -= 1e-6 * torch.arange(len(popularity))  # of equally popular ones the smaller id
+    recalls = {"histories": [], "popularity": []}
+    for user in held:
+        mine = everyone[everyone["userID"] == int(user)]
+        history = {place[str(i)] for i in mine[mine["x_label"] == 0]["itemID"]}
+        relevant = {place[str(i)] for i in mine[mine["x_label"] == 2]["itemID"]}
+        profile = []
+        start = 0
+        for m in ("a", "b"):
+            width = trained.model.feature_dims[m]
+            rows = content[sorted(history), start : start + width].sum(0)
+            profile.append(rows / rows.norm())
+            start += width
+        scores = {"histories": content @ torch.cat(profile), "popularity": popularity.clone()}
+        for name, score in scores.items():
+            score[[0, *history]] = -torch.inf
+            best = set(score.topk(5).indices.tolist())
+            recalls[name].append(len(best & relevant) / len(relevant))
+    for name, values in recalls.items():
+        assert judged[name]["recall@5"] == pytest.approx(np.mean(values)), name
+    assert judged["users"] == 4 and judged["unknown"] == 0
