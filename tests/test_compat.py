@@ -10,6 +10,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from mmrec_mrdib import VBPR, MRdIB, MultimodalDataset, compat, train
+from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import PER_USER, ranking_metric
 from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.registry import MODELS, model_class
@@ -39,10 +40,10 @@ def recbole_config(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "backbone"),
     [(model_class(name), None) for name in MODELS] + [(MRdIB, "VBPR"), (MRdIB, "SOIL")],
-    ids=[*MODELS, "VBPR+MRdIB", "SOIL+MRdIB"],
+    ids=[*MODELS, "VBPR+MRdIB (paper)", "SOIL+MRdIB (paper)"],
 )
 def test_recboles_own_config_loaders_and_trainer(recbole_config, model, backbone):
-    config = recbole_config(model, **({"backbone": backbone} if backbone else {}))
+    config = recbole_config(model, **({"backbone": backbone, "preset": "paper"} if backbone else {}))
     init_seed(config["seed"], True)
     train, valid, test = data_preparation(config, MultimodalDataset(config))
     instance = model(config, train.dataset).to(config["device"])
@@ -55,6 +56,15 @@ def test_recboles_own_config_loaders_and_trainer(recbole_config, model, backbone
     again = Trainer(config, instance)
     again.resume_checkpoint(trainer.saved_model_file)
     assert again.start_epoch == 1
+
+
+def test_recboles_trainer_knows_no_stages(recbole_config):
+    """A backbone that was never trained must not pass for a trained one."""
+    config = recbole_config(MRdIB, backbone="VBPR")
+    train, valid, _ = data_preparation(config, MultimodalDataset(config))
+    trainer = Trainer(config, MRdIB(config, train.dataset).to(config["device"]))
+    with pytest.raises(ConfigError, match=r"VBPR is to be trained first.*choose --training=joint"):
+        trainer.fit(train, valid, show_progress=False)
 
 
 def test_numpy_is_left_alone(recbole_config):

@@ -99,8 +99,13 @@ def test_recboles_argument_lists_do_not_grow():
     ("model", "message"),
     [
         ("VPBR", "Did you mean VBPR"),
-        ("VBPR+Mrdip", "no such plug-in"),
-        ("BPR+MRdIB", "wraps a multimodal model"),
+        (
+            "VBPR+Mrdip",
+            r"no such plug-in or preset; write VBPR, or one of VBPR\+MRdIB, .*VBPR\+MRdIB \(paper\).*VBPR\+Content",
+        ),
+        ("VBPR+MRdIB (papr)", "no such plug-in or preset"),
+        ("VBPR+plain", "no such plug-in or preset"),
+        ("MRdIB", r"wraps a model: name it, as in --model=VBPR\+MRdIB"),
     ],
 )
 def test_unknown_models(model, message):

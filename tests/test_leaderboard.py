@@ -64,6 +64,7 @@ def spec(data, runs, **more):
         "models": ("VBPR", "BPR"),
         "datasets": ("toy", "tiny"),
         "seeds": (1, 2),
+        "variants": ("plain", "mrdib-paper"),
         "values": VALUES,
         "data_path": str(data),
         "runs": runs,
@@ -82,7 +83,7 @@ def built(data, tmp_path_factory):
 
 def test_cells_are_models_by_variants_by_data_sets(data, tmp_path):
     names = [(c.dataset, c.model) for c in cells(spec(data, tmp_path))]
-    assert names == [(d, m) for d in ("toy", "tiny") for m in ("VBPR", "VBPR+MRdIB", "BPR")]
+    assert names == [(d, m) for d in ("toy", "tiny") for m in ("VBPR", "VBPR+MRdIB (paper)", "BPR")]
     plain_only = spec(data, tmp_path, variants=("plain",), datasets=("toy",))
     assert [c.model for c in cells(plain_only)] == ["VBPR", "BPR"]
 
@@ -97,7 +98,9 @@ def test_parameters_go_where_they_belong(data, tmp_path):
         dataset_values={"tiny": {"modalities": "a"}},
     )
     by_name = {(c.dataset, c.variant): c.values for c in cells(chosen)}
-    assert by_name["toy", "mrdib"]["unique_weight"] == 0.2 and by_name["toy", "mrdib"]["weighting"] == "auto"
+    assert (
+        by_name["toy", "mrdib-paper"]["unique_weight"] == 0.2 and by_name["toy", "mrdib-paper"]["weighting"] == "auto"
+    )
     assert "unique_weight" not in by_name["toy", "plain"] and "weighting" not in by_name["toy", "plain"]
     assert by_name["tiny", "plain"]["modalities"] == "a" and "modalities" not in by_name["toy", "plain"]
     assert (
@@ -137,7 +140,7 @@ def test_a_failure_is_shown_with_its_reason_and_tried_again(data, tmp_path, monk
     monkeypatch.setattr(leaderboard, "run", sometimes)
     done = execute(chosen, InProcess())
     built = board(chosen, done)
-    row = next(r for r in built["rows"] if r["variant"] == "mrdib")
+    row = next(r for r in built["rows"] if r["variant"] == "mrdib-paper")
     assert row["status"] == "incomplete" and row["reasons"] == ["seed 2: no luck today"] and row["seeds"] == [1]
     assert built["comparisons"][0]["seeds"] == [1]  # compared on what both have
     assert built["comparisons"][0]["missing"] == ["1 of 2 seeds", "fewer than 5 seeds"]
@@ -152,8 +155,8 @@ def test_a_failure_is_shown_with_its_reason_and_tried_again(data, tmp_path, monk
 
 def test_numbers_are_those_of_the_runs(built):
     content, _, done = built
-    cell = next(c for c in done if c.model == "VBPR+MRdIB" and c.dataset == "toy")
-    row = next(r for r in content["rows"] if (r["model"], r["dataset"]) == ("VBPR+MRdIB", "toy"))
+    cell = next(c for c in done if c.model == "VBPR+MRdIB (paper)" and c.dataset == "toy")
+    row = next(r for r in content["rows"] if (r["model"], r["dataset"]) == ("VBPR+MRdIB (paper)", "toy"))
     values = [json.loads((Path(f) / "result.json").read_text())["test"]["recall@20"] for f in row["folders"]]
     assert row["values"]["recall@20"] == values and row["seeds"] == [1, 2, 3, 4, 5]
     assert row["mean"]["recall@20"] == pytest.approx(np.mean(values)) and row["std"]["recall@20"] == pytest.approx(
@@ -199,7 +202,7 @@ def fake(significant, gain):
         "codes": ["0.1.0 abc"], "pruning": "median", "tuning_seed": None,
         "rows": [row | {"model": "VBPR", "variant": "plain", "mean": {"recall@20": 0.15}},
                  row | {"model": "VBPR+MRdIB", "variant": "mrdib", "mean": {"recall@20": 0.15 * (1 + gain)}}],
-        "comparisons": [{"dataset": "d_1", "backbone": "VBPR", "metric": "recall@20", "seeds": [1, 2], "difference": 0.15 * gain,
+        "comparisons": [{"dataset": "d_1", "backbone": "VBPR", "model": "VBPR+MRdIB", "metric": "recall@20", "seeds": [1, 2], "difference": 0.15 * gain,
                          "gain": gain, "bootstrap": test, "wilcoxon": test, "t": test, "significant": significant, "smallest": 0.034,
                          "missing": [] if significant else ["p 0.2 over users"]}],
     }  # fmt: skip
@@ -351,7 +354,7 @@ def test_given_parameters_leave_each_cells_space(data, tmp_path):
                   dataset_values={"tiny": {"learning_rate": 0.1}})  # fmt: skip
     left = {(c.dataset, c.variant): set(c.space) for c in cells(chosen)}
     assert left["toy", "plain"] == {"reg_weight", "learning_rate"} and left["tiny", "plain"] == {"reg_weight"}
-    assert left["tiny", "mrdib"] == {"reg_weight", "rate_weight", "redundant_weight"}
+    assert left["tiny", "mrdib-paper"] == {"reg_weight", "rate_weight", "redundant_weight"}
     more = {"dataset_values": {"tiny": {"learning_rate": 0.1, "reg_weight": 0.5}}}
     with pytest.raises(ConfigError, match=r"VBPR on tiny: nothing is left.*reg_weight"):
         list(cells(spec(data, tmp_path, models=("VBPR",), trials=2, **more)))
@@ -602,9 +605,9 @@ def test_the_page_in_a_browser(built, browser, tmp_path):
     click(1)
     assert column(1) == sorted(column(1), key=str.lower)
     browser.execute_script(
-        "const s = document.getElementById('variant'); s.value = 'mrdib'; s.dispatchEvent(new Event('input'))"
+        "const s = document.getElementById('variant'); s.value = 'mrdib-paper'; s.dispatchEvent(new Event('input'))"
     )
-    assert column(1) == ["VBPR+MRdIB"] * 2
+    assert column(1) == ["VBPR+MRdIB (paper)"] * 2
     box = browser.find_element("id", "search")
     box.send_keys("tiny vbpr")
     assert column(0) == ["tiny"]

@@ -45,7 +45,9 @@ WRONG = (None, [], {}, -1, "x", "[x, 2]")
 def test_no_value_of_any_parameter_ends_in_a_traceback(data, model, dataset):
     ours = paths.properties_dir()
     keys = set(known_keys()) | {"backbone"}
-    files = {"VBPR+MRdIB (paper)": ("mrdib.yaml", "model/VBPR.yaml"), "SOIL": ("model/SOIL.yaml",), "BPR": ()}[model]
+    files = {"VBPR+MRdIB (paper)": ("plugin/MRdIB.yaml", "model/VBPR.yaml"), "SOIL": ("model/SOIL.yaml",), "BPR": ()}[
+        model
+    ]
     keys |= {key for file in files for key in read_yaml(ours / file)}
     accepted = 0
     for key in sorted(keys - {"data_path"}):

@@ -193,7 +193,7 @@ def test_variant_and_backbone_share_the_backbones_space():
 @pytest.mark.parametrize("base", registry.MODELS)
 def test_twins_are_all_there_are(base, toy):
     """All pairs of a weight of the plug-in and one of the backbone: is it the same to the gradient which of them grows?"""
-    ours = [k for k in read_yaml(paths.properties_dir() / "mrdib.yaml") if k.endswith("_weight")]
+    ours = [k for k in read_yaml(paths.properties_dir() / "plugin/MRdIB.yaml") if k.endswith("_weight")]
     theirs = [k for k in read_yaml(paths.properties_dir() / "model" / f"{base}.yaml") if k.endswith("_weight")]
     start = dict.fromkeys([*ours, *theirs], 0.5) | {"data_path": str(toy), "embedding_size": 8}
     splits = batch = None

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     _check_output(options.output)
 
     from mmrec_mrdib.experiment import record
-    from mmrec_mrdib.experiment.run import Interrupted, make_config, run
+    from mmrec_mrdib.experiment.run import Interrupted, display_name, make_config, run
 
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING if options.quiet else logging.INFO)
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is not None:
         many = options.compare or len(results) > 1
         record.write_json(options.output, results if many else results[0])
-    _show(results, models, options.dataset)
+    _show(results, [display_name(c) for c in configs[: len(models)]], options.dataset)  # a preset may be a parameter
     broken = [(result, why) for result in results if (why := record.diverged(result)) is not None]
     for result, why in broken:
         print(f"error: {result['model']}, seed {result['seed']}: {why}", file=sys.stderr)

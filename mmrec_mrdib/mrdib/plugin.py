@@ -35,8 +35,6 @@ from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
 class MRdIBSettings(ChannelSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/MRdIB.yaml", "plugin/MRdIB-{preset}.yaml")
 
-    preset: str | None = None
-    """Name of a set of values, properties/plugin/MRdIB-<preset>.yaml, that replaces the defaults."""
     encoders: Literal["own", "backbone"]
     """Whose projections of the features are stochastic: the plug-in's own, or the backbone's."""
     content_size: int = Field(ge=1)

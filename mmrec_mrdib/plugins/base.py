@@ -21,6 +21,8 @@ from mmrec_mrdib.schema import Settings
 class PluginSettings(Settings):
     backbone: str
     """Name of the model that is wrapped."""
+    preset: str | None = None
+    """Name of a set of values, properties/plugin/<Plugin>-<preset>.yaml, that replaces the defaults."""
     training: Literal["staged", "joint"]
     """staged: the backbone is trained first, as it is without the plug-in, and stays as it was; joint: both at once."""
 

@@ -16,7 +16,7 @@ from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
 
 
 class ContentSettings(ChannelSettings):
-    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/Content.yaml")
+    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/Content.yaml", "plugin/Content-{preset}.yaml")
     training: Literal["staged"]
     """There is nothing to train jointly."""
 

@@ -166,10 +166,10 @@ class ContractTests:
 
     @pytest.mark.parametrize("plugin", ["+MRdIB (paper)", "+MRdIB", "+Content"])
     def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int, plugin: str) -> None:
-        _, splits = build(self.model, tmp_path, modalities)  # a plug-in that learns nothing has no batches
         model, _ = build(self.model + plugin, tmp_path, modalities)
         model.eval()
-        batch = next(iter(splits.train))
+        users = torch.arange(1, model.n_users)
+        batch = {model.USER_ID: users, model.ITEM_ID: users % (model.n_items - 1) + 1}
         off = model.full_sort_predict(batch)
         if model.rungs():
             model.choose(model.rungs()[-1], 1.0)
