@@ -17,9 +17,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.run import alternate, trainer_of
-from mmrec_mrdib.mrdib.estimators import REGISTRY
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
-from mmrec_mrdib.registry import load
+from mmrec_mrdib.registry import ESTIMATORS, load
 
 AUTO_TARGET = 1.05
 
@@ -27,7 +26,7 @@ AUTO_TARGET = 1.05
 def redundancy_step(name: str, modalities: int, items: int, dim: int) -> Callable[[], None]:
     """Forward and backward of the redundancy objective on a batch of distinct items."""
     z = {f"m{n}": torch.randn(items, dim, requires_grad=True) for n in range(modalities)}
-    module = Redundancy(tuple(z), lambda: load(REGISTRY[name]).create(dim, 64, 0.01))
+    module = Redundancy(tuple(z), lambda a, b: load(ESTIMATORS[name]).create((dim, dim), 64, 0.01))
 
     def step() -> None:
         loss, _ = module(z, 0.005)
@@ -50,7 +49,7 @@ def main() -> int:
 
     print(f"redundancy, {options.items} items x 64, ms a step (forward and backward)")
     print("| estimator | M = 2 | M = 3 | M = 4 | M = 4 / M = 2 |\n|---|---|---|---|---|")
-    for name in REGISTRY:
+    for name in ESTIMATORS:
         sides = {str(m): redundancy_step(name, m, options.items, 64) for m in (2, 3, 4)}
         ms = [1000 * s for s in alternate(sides, options.rounds * 4, warmup=5).values()]
         print(f"| {name} | {' | '.join(f'{s:.1f}' for s in ms)} | {ms[-1] / ms[0]:.1f} |", flush=True)

@@ -29,6 +29,7 @@ import yaml
 from mmrec_mrdib import compat, parameters, paths, registry
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import ConfigError, did_you_mean
+from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.schema import Loader, read_yaml
 
 compat.activate()
@@ -92,8 +93,17 @@ class Config(recbole.config.Config):
         given, inter = self.external_config_dict, self._dataset_folder / f"{dataset}.inter"
         pairs = self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and get_dataloader(self, "train") is TrainDataLoader
         parameters.check_together(self, given, pairs)
+        if self.positives_alone and given.get("train_neg_sample_args") is not None:
+            named = given.get("backbone", self["model"])
+            raise ConfigError(f"--train_neg_sample_args: no effect here: {named} is trained without negatives")
         fixed = not self["benchmark_filename"] and inter.is_file() and mmrec.is_mmrec(inter)
         parameters.check_layout(self, given, self.internal_config_dict, fixed, str(self._dataset_folder))
+
+    @property
+    def positives_alone(self) -> bool:
+        """Whether training needs no negatives: `Batch.negative` is None."""
+        pointwise = self["MODEL_INPUT_TYPE"] == InputType.POINTWISE
+        return pointwise and issubclass(self.model_class, MultimodalRecommender)
 
     # Seams of RecBole's constructor, in the order in which it calls them.
 
@@ -139,14 +149,14 @@ class Config(recbole.config.Config):
             recboles / "dataset/sample.yaml",
             ours / "overall.yaml",
             recboles / f"dataset/{dataset}.yaml",
-            *([ours / f"plugin/{model}.yaml", ours / f"plugin/{model}-{preset}.yaml"] if backbone else []),
-            recboles / f"model/{backbone or model}.yaml" if not registry.is_multimodal(backbone or model) else None,
-            ours / f"model/{backbone or model}.yaml",
+            *(registry.property_files(model) if backbone else []),
+            *([registry.property_file("plugin", model, f"{model}-{preset}")] if preset is not None else []),
+            *registry.property_files(backbone or model),
             ours / f"dataset/{dataset}.yaml",
         ]
         self.internal_config_dict: dict[str, Any] = {}
         for file in files:
-            if file is not None and file.is_file():
+            if file.is_file():
                 self.internal_config_dict |= copy.deepcopy(_shipped(file))
         beside_the_data = self._dataset_folder / f"{dataset}.yaml"
         if beside_the_data.is_file():
@@ -180,7 +190,16 @@ class Config(recbole.config.Config):
     def _set_default_parameters(self) -> None:
         self.final_config_dict.setdefault("data_path", "")
         super()._set_default_parameters()
+        self._set_input_type()
         self.final_config_dict["data_path"] = str(self._dataset_folder.absolute())  # found again from any folder
+
+    def _set_input_type(self) -> None:
+        """Of a plug-in that trains together with its backbone: what that is trained on."""
+        final = self.final_config_dict
+        if final["model"] in registry.PLUGINS and final.get("training") == "joint":
+            backbone = registry.model_class(final["backbone"])
+            if issubclass(backbone, MultimodalRecommender):
+                final["MODEL_INPUT_TYPE"] = backbone.input_type
 
     def _init_device(self) -> None:
         """RecBole's sets CUDA_VISIBLE_DEVICES for the whole process; here `gpu_id` counts the visible ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,23 @@ def properties_dir() -> Path:
     """`properties/` inside an installed wheel, else the one beside the package in a checkout."""
     inside = PACKAGE / "properties"
     return inside if inside.is_dir() else PACKAGE.parent / "properties"
+
+
+def properties_of(module: str) -> Path:
+    """The folder of property files for a class in this module: ours for ours; else `properties/` beside the module's file, or in the nearest
+    package above it that has one. Nothing is imported."""
+    top, *rest = module.split(".")
+    if top in ("mmrec_mrdib", "recbole"):
+        return properties_dir()
+    if top == "__main__":
+        file = getattr(sys.modules[top], "__file__", None)
+        return (Path(file).parent if file else Path.cwd()) / "properties"
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return properties_dir()  # it cannot be loaded either, and that is told
+    home = Path(spec.origin).parent if spec.origin else Path(next(iter(spec.submodule_search_locations or ["."])))
+    places = [home.joinpath(*rest[:n]) / "properties" for n in reversed(range(max(len(rest), 1)))]
+    return next((p for p in places if p.is_dir()), places[-1])
 
 
 def recbole_dir() -> Path:

@@ -1,10 +1,18 @@
-"""Names of models and where their classes live. To add a model: one file, one yaml, one line here."""
+"""Names of models, plug-ins, estimators and objectives, and where their classes live. To add one: one file, one yaml, one line here.
+
+Other packages add theirs by an entry point of the group `mmrec_mrdib.<group>` (see `GROUPS`), or a script assigns it:
+`registry.MODELS["Mine"] = "my_package.mine:Mine"`. Either way its property files are in `properties/` of that package (docs/extend.md).
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrec_mrdib import paths
@@ -61,12 +69,99 @@ PLUGINS: dict[str, str] = {
     "MRdIB": "mmrec_mrdib.mrdib.plugin:MRdIB",
     "Content": "mmrec_mrdib.plugins.content:Content",
 }
+# Estimators of mutual information, for `mi_estimator`.
+ESTIMATORS: dict[str, str] = {
+    "mine": "mmrec_mrdib.mrdib.estimators.mine:MINE",
+    "club": "mmrec_mrdib.mrdib.estimators.club:CLUB",
+    "infonce": "mmrec_mrdib.mrdib.estimators.infonce:InfoNCE",
+    "gaussian": "mmrec_mrdib.mrdib.estimators.gaussian:GaussianMI",
+}
+# Objectives beside MRdIB's four, for `objectives: {name: weight}`; none is ours.
+OBJECTIVES: dict[str, str] = {}
+
+# Groups of entry points, `mmrec_mrdib.<group>`: the table that they add to, and the class that theirs are subclasses of.
+GROUPS: dict[str, tuple[dict[str, str], str]] = {
+    "models": (MODELS, "mmrec_mrdib.models.base:MultimodalRecommender"),
+    "baselines": (BASELINES, "mmrec_mrdib.models.base:GeneralRecommender"),
+    "plugins": (PLUGINS, "mmrec_mrdib.plugins.base:Plugin"),
+    "estimators": (ESTIMATORS, "mmrec_mrdib.mrdib.estimators.base:MIEstimator"),
+    "objectives": (OBJECTIVES, "mmrec_mrdib.mrdib.objectives.base:Objective"),
+}
+# (group, name) of entry points that cannot be used, and why.
+UNUSABLE: dict[tuple[str, str], str] = {}
 
 
 def load(path: str) -> Any:
     """The object at 'module:Name'."""
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def component(group: str, name: str) -> Any:
+    """The class that a table of `GROUPS` names.
+
+    Raises:
+        ConfigError: it is not there, cannot be imported, or is something else than the group holds.
+    """
+    table, base = GROUPS[group]
+    if why := UNUSABLE.get((group, name)):
+        raise ConfigError(f"{name}: {why}")
+    if name not in table:
+        known = ", ".join(table) or "none"
+        raise ConfigError(f"no '{name}' among the {group}.{did_you_mean(name, table)} Known: {known}")
+    path = table[name]
+    if path.startswith(_OURS):
+        return load(path)
+    try:
+        found = load(path)
+    except Exception as error:
+        raise ConfigError(f"{name}: {path} cannot be loaded ({type(error).__name__}: {error})") from error
+    wanted = load(base)
+    if not (isinstance(found, type) and issubclass(found, wanted)):
+        hint = "; plain recommenders are registered in BASELINES, group mmrec_mrdib.baselines" * (group == "models")
+        raise ConfigError(f"{name}: {path} is no {wanted.__name__}, which the {group} are{hint}")
+    return found
+
+
+def additions() -> dict[str, dict[str, str]]:
+    """Group -> what is not ours, for `add` in another process."""
+    return {g: {n: path for n, path in table.items() if not path.startswith(_OURS)} for g, (table, _) in GROUPS.items()}
+
+
+def add(more: Mapping[str, Mapping[str, str]]) -> None:
+    """Register what another process has in its tables, see `additions`."""
+    for group, names in more.items():
+        GROUPS[group][0].update(names)
+
+
+_OURS = ("mmrec_mrdib.", "recbole.")
+
+
+def discover() -> None:
+    """Fill the tables from the entry points of installed packages. A name that is taken, or that could not be part of a model's name, is kept
+    out and told where it is asked for: nothing is replaced in silence."""
+    points = importlib.metadata.entry_points()
+    for point in (p for group in GROUPS for p in points.select(group=f"mmrec_mrdib.{group}")):
+        group = point.group.partition(".")[2]
+        table = GROUPS[group][0]
+        whose = f"the entry point {point.name} = {point.value} of {getattr(point.dist, 'name', None) or 'a package'}"
+        if table.get(point.name) == point.value:
+            continue  # a package that is found twice
+        if not re.fullmatch(r"\w+", point.name):
+            UNUSABLE[group, point.name] = f"{whose} needs a name of letters, digits and '_'"
+        elif point.name.lower() in map(str.lower, _names(group)):
+            UNUSABLE[group, point.name] = (
+                f"{whose} takes a name that is taken; uninstall that package, or rename it there"
+            )
+        else:
+            table[point.name] = point.value
+
+
+def _names(group: str) -> list[str]:
+    """All names that one of this group must differ from: models and plug-ins are named by the same option."""
+    if group in ("estimators", "objectives"):
+        return list(GROUPS[group][0])
+    return [*MODELS, *PLUGINS, *baselines()]
 
 
 def recbole_models() -> dict[str, str]:
@@ -107,9 +202,43 @@ class Variant(NamedTuple):
         return self.plugin.lower() + (f"-{self.preset}" if self.preset else "")
 
 
+def property_file(kind: str, name: str, stem: str | None = None) -> Path:
+    """properties/<kind>/<name>.yaml of a model or plug-in: ours, or in the package of its class; it need not exist.
+
+    Args:
+        kind: 'model', 'plugin' or 'search'.
+        stem: the file's name, where it is another one.
+    """
+    path = (BASELINES | PLUGINS | MODELS).get(name, "mmrec_mrdib")
+    return paths.properties_of(path.partition(":")[0]) / kind / f"{stem or name}.yaml"
+
+
+def property_files(name: str) -> list[Path]:
+    """Those of a model's or plug-in's parameters that exist, lowest rank first: RecBole's, ours."""
+    if name in PLUGINS:
+        files = [property_file("plugin", name)]
+    else:
+        recboles = [] if is_multimodal(name) else [paths.recbole_dir() / f"properties/model/{name}.yaml"]
+        files = [*recboles, property_file("model", name)]
+    return [file for file in files if file.is_file()]
+
+
+def parameters(name: str) -> frozenset[str]:
+    """Names of a model's or plug-in's own parameters: those in its property files, but for what all models have (`learning_rate`)."""
+    everybodys = _keys(paths.properties_dir() / "overall.yaml") | _keys(paths.recbole_dir() / "properties/overall.yaml")
+    return frozenset().union(*map(_keys, property_files(name))) - everybodys
+
+
+@functools.cache
+def _keys(file: Path) -> frozenset[str]:
+    from mmrec_mrdib.schema import read_yaml
+
+    return frozenset(read_yaml(file))
+
+
 def presets(plugin: str) -> list[str]:
     """Names of a plug-in's sets of values."""
-    folder = paths.properties_dir() / "plugin"
+    folder = property_file("plugin", plugin).parent
     return sorted(path.stem.removeprefix(f"{plugin}-") for path in folder.glob(f"{plugin}-*.yaml"))
 
 
@@ -117,6 +246,11 @@ def kinds() -> dict[str, tuple[str | None, str | None]]:
     """'plain', 'mrdib', 'mrdib-paper', 'content', ... -> (plug-in, preset)."""
     known = [(None, None), *((p, preset) for p in PLUGINS for preset in (None, *presets(p)))]
     return {Variant("", *parts).kind: parts for parts in known}
+
+
+def variants_told() -> str:
+    """'+MRdIB', '+MRdIB (paper)', ...: for the texts of help."""
+    return ", ".join(f"'{Variant('', *parts).name}'" for kind, parts in kinds().items() if kind != "plain")
 
 
 def variant(name: str) -> Variant:
@@ -143,11 +277,12 @@ def model_class(name: str) -> Any:
         ConfigError: unknown name (the message lists the known ones and the nearest), or a model of RecBole's that does not run here
             (it says why).
     """
-    if name in PLUGINS:
-        return load(PLUGINS[name])
+    for group in ("plugins", "baselines", "models"):
+        if name in GROUPS[group][0] or (group, name) in UNUSABLE:
+            return component(group, name)
     if name in REFUSED:
         raise ConfigError(f"--model={name} does not run here: it {REFUSED[name]}")
-    table = recbole_models() | GENERAL | BASELINES | MODELS
+    table = recbole_models() | GENERAL
     if name not in table:
         if reason := _of_another_kind(name):
             raise ConfigError(f"--model={name} does not run here: it is {reason}")
@@ -174,3 +309,6 @@ def _of_another_kind(name: str) -> str | None:
 def is_multimodal(name: str) -> bool:
     """Whether the model keeps the contract of `models/base.py`, and so has modality representations that a plug-in can change."""
     return name in MODELS
+
+
+discover()

@@ -55,9 +55,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _defaults(file: str) -> dict[str, Any]:
-    path = paths.properties_dir() / file
-    return read_yaml(path) if path.is_file() else {}
+def _defaults(file: str, module: str) -> dict[str, Any]:
+    """A property file of the package that a settings class is in, or else of ours."""
+    for folder in (paths.properties_of(module), paths.properties_dir()):
+        if (folder / file).is_file():
+            return read_yaml(folder / file)
+    return {}
 
 
 class Settings(BaseModel):
@@ -78,7 +81,7 @@ class Settings(BaseModel):
         values: dict[str, Any] = {}
         for file in cls.files:
             preset = config["preset"] if "preset" in config else None  # noqa: SIM401  (a Config has no get)
-            defaults = _defaults(file.format(dataset=config["dataset"], preset=preset))
+            defaults = _defaults(file.format(dataset=config["dataset"], preset=preset), cls.__module__)
             values |= {k: v for k, v in defaults.items() if k in names}
         values |= {k: config[k] for k in names if k in config} | extra
         return cls.checked({k: v for k, v in values.items() if v is not None})

@@ -157,7 +157,7 @@ def test_held_out_mine_finds_what_is_there_and_nothing_else():
     b = 0.9 * a + math.sqrt(1 - 0.81) * noise
 
     def make():
-        return MINE(1, 64, 0.01)
+        return MINE((1, 1), 64, 0.01)
 
     value, spread = diagnostics.held_out(make, a, b)
     assert 0.6 < value < 0.9 and spread < 0.2  # the truth is 0.83
@@ -165,7 +165,9 @@ def test_held_out_mine_finds_what_is_there_and_nothing_else():
     nothing, _ = diagnostics.held_out(make, a, noise)
     assert abs(nothing) < 0.03
     wide = torch.randn(2000, 32, generator=generator)
-    overfit, _ = diagnostics.held_out(lambda: MINE(32, 64, 0.01), wide, torch.randn(2000, 32, generator=generator))
+    overfit, _ = diagnostics.held_out(
+        lambda: MINE((32, 32), 64, 0.01), wide, torch.randn(2000, 32, generator=generator)
+    )
     assert abs(overfit) < 0.05
 
 

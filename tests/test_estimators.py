@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from mmrec_mrdib.mrdib.estimators import REGISTRY
 from mmrec_mrdib.mrdib.estimators import mine as mine_module
 from mmrec_mrdib.mrdib.estimators.base import random_shift, reverse_gradient
 from mmrec_mrdib.mrdib.estimators.club import CLUB
 from mmrec_mrdib.mrdib.estimators.gaussian import GaussianMI
 from mmrec_mrdib.mrdib.estimators.infonce import InfoNCE
 from mmrec_mrdib.mrdib.estimators.mine import MINE
-from mmrec_mrdib.registry import load
+from mmrec_mrdib.registry import ESTIMATORS, load
 
 RHOS = (0.0, 0.3, 0.6, 0.9)
 DIMS = (1, 8, 64)
@@ -30,7 +29,7 @@ def truth(rho, dim):
 
 
 def create(name, dim, hidden=64):
-    return load(REGISTRY[name]).create(dim, hidden, 0.01)
+    return load(ESTIMATORS[name]).create((dim, dim), hidden, 0.01)
 
 
 def fitted(name, rho, dim, steps=400, batch=512):
@@ -140,7 +139,7 @@ def test_gaussian_by_hand_and_its_gradient():
 def test_club_by_hand_and_its_gradients():
     """All pairs of two different rows, one by one; q learns from the likelihood alone, a and b from the estimate alone."""
     torch.manual_seed(0)
-    club = CLUB(2, 5)
+    club = CLUB((2, 2), 5)
     a, b = torch.randn(6, 2, requires_grad=True), torch.randn(6, 2, requires_grad=True)
     mean, log_var = club.conditional(a, learn=True)
     density = torch.distributions.Normal(mean[:, None], (0.5 * log_var).exp()[:, None])
@@ -158,7 +157,7 @@ def test_club_by_hand_and_its_gradients():
 
 def test_infonce_by_hand_and_its_gradients():
     torch.manual_seed(0)
-    nce = InfoNCE(2, 4)
+    nce = InfoNCE((2, 2), 4)
     a, b = torch.randn(7, 2, requires_grad=True), torch.randn(7, 2, requires_grad=True)
     scores = nce.left(a) @ nce.right(b).T / 2
     by_hand = (scores.log_softmax(1).diagonal() + math.log(7)).mean()
@@ -176,14 +175,14 @@ def test_infonce_groups_hold_the_same_rows_of_both_sides(monkeypatch):
 
     monkeypatch.setattr(infonce, "_GROUP", 4)
     torch.manual_seed(0)
-    nce = InfoNCE(2, 4)
+    nce = InfoNCE((2, 2), 4)
     a, b = torch.randn(11, 2), torch.randn(11, 2)
     groups = [list(range(g, 9, 3)) for g in range(3)]  # 3 groups of 3; two rows are left out
     by_hand = [(nce.left(a[g]) @ nce.right(b[g]).T / 2).log_softmax(1).diagonal().mean() + math.log(3) for g in groups]
     assert nce(a, b, 0.0).nats.item() == pytest.approx(sum(by_hand).item() / 3, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_no_weight_moves_no_representation_and_still_learns(name):
     torch.manual_seed(0)
     estimator = create(name, 2, 8)
@@ -197,7 +196,7 @@ def test_no_weight_moves_no_representation_and_still_learns(name):
     assert a.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_one_item_and_constant_features_give_no_nan(name):
     estimator = create(name, 3, 4)
     a = torch.zeros(1, 3, requires_grad=True)
@@ -263,7 +262,7 @@ def train_encoder(name: str, reversal: bool = True) -> float:
         return judge(*views(4096), 0.0).nats.item()
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_minimising_the_estimate_removes_a_planted_factor(name):
     assert train_encoder(name) < 0.02  # 0.14 at the start: correlation 0.5
 
@@ -274,7 +273,7 @@ def test_naive_joint_minimisation_does_not():
 
 def test_moving_average_corrects_the_gradient():
     torch.manual_seed(0)
-    mine = MINE(1, 4, 0.25)
+    mine = MINE((1, 1), 4, 0.25)
     with torch.no_grad():
         mine.log_average.fill_(math.log(3.0))
     a, b = torch.randn(40, 1), torch.randn(40, 1)
@@ -291,7 +290,7 @@ def test_moving_average_corrects_the_gradient():
 
 def test_mine_gradients_take_opposite_signs():
     torch.manual_seed(0)
-    mine = MINE(2, 8, 0.5)
+    mine = MINE((2, 2), 8, 0.5)
     a, b = torch.randn(50, 2, requires_grad=True), torch.randn(50, 2, requires_grad=True)
     state = copy.deepcopy(mine.state_dict())
 
@@ -320,7 +319,7 @@ def test_mine_gradients_take_opposite_signs():
 @pytest.mark.parametrize("shift", [1, 3, 6])
 def test_the_closed_form_gradient_is_that_of_the_formula(shift, monkeypatch):
     torch.manual_seed(0)
-    mine = MINE(2, 5, 0.1).eval()
+    mine = MINE((2, 2), 5, 0.1).eval()
     a, b = torch.randn(7, 2, requires_grad=True), torch.randn(7, 2, requires_grad=True)
     network = (mine.first.weight, mine.first.bias, mine.last.weight)
     torch.nn.init.normal_(mine.first.bias)

@@ -82,10 +82,10 @@ def test_unique_is_bpr_by_hand():
 
 def test_redundancy_runs_over_pairs():
     z = {m: torch.randn(20, 4) for m in "abcd"}
-    redundancy = Redundancy(tuple(z), lambda: MINE(4, 8, 0.01))
+    redundancy = Redundancy(tuple(z), lambda a, b: MINE((4, 4), 8, 0.01))
     loss, nats = redundancy(z, 0.1)
     assert set(nats) == {"a-b", "a-c", "a-d", "b-c", "b-d", "c-d"} and loss.isfinite()
-    assert Redundancy(("a",), lambda: MINE(4, 8, 0.01))({"a": z["a"]}, 0.1) == (None, {})
+    assert Redundancy(("a",), lambda a, b: MINE((4, 4), 8, 0.01))({"a": z["a"]}, 0.1) == (None, {})
 
 
 def test_total_is_the_weighted_sum(tmp_path):

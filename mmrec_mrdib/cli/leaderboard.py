@@ -51,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--datasets", required=True, metavar="X,Y", help="as in run_mrdib.py")
     out.add_argument("--seeds", default="5", metavar="N|A,B", help="how many (1 to N), or which (default: %(default)s)")
     out.add_argument(
-        "--variants", default="plain,mrdib", help=f"some of {', '.join(registry.kinds())} (default: %(default)s)"
+        "--variants",
+        default="plain,mrdib",
+        metavar="A,B",
+        help=f"some of {', '.join(registry.kinds())} (default: %(default)s)",
     )
     out.add_argument(
         "--tune", type=int, default=0, metavar="N", help="trials of tuning for each model and variant (default: none)"

@@ -34,7 +34,7 @@ baselines:
 parameters:
   Any parameter of RecBole, of the model or of MRdIB is an option --key=value; an unknown one is refused, with the
   nearest names. The defaults and what they mean: properties/overall.yaml, plugin/MRdIB.yaml and model/<Model>.yaml in
-  {properties}
+  {properties}{others}
 """
 
 
@@ -45,14 +45,14 @@ def parser() -> argparse.ArgumentParser:
         prog="run_mrdib.py",
         description="Train a multimodal recommender with MRdIB (default), plain (--baseline) or both (--compare). The best "
         "epoch is chosen on the validation split; the test split is read once, at that epoch.",
-        epilog=_EPILOG.format(properties=paths.properties_dir(), baselines=_baselines()),
+        epilog=_EPILOG.format(properties=paths.properties_dir(), baselines=_baselines(), others=_others()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     out.add_argument(
         "--model",
         required=True,
-        help=f"{', '.join(registry.MODELS)}, with or without '+MRdIB'; or, with --baseline, a general recommender of RecBole (below)",
+        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}; or, with --baseline, a general recommender (below)",
     )
     out.add_argument(
         "--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)"
@@ -73,6 +73,16 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--output", type=Path, metavar="FILE.json", help="also write the result(s) there")
     out.add_argument("--quiet", action="store_true", help="one line a run instead of one an epoch")
     return out
+
+
+def _others() -> str:
+    """What other packages offer, and where their defaults are."""
+    lines = [
+        f"\n  {name} ({path}): {registry.property_file('plugin' if group == 'plugins' else 'model', name)}"
+        for group in ("models", "baselines", "plugins")
+        for name, path in registry.additions()[group].items()
+    ]
+    return "".join(["\nof other packages:", *lines]) if lines else ""
 
 
 def _baselines() -> str:
@@ -158,10 +168,9 @@ def _for_model(
     """config_files and values of one model: in a comparison the plug-in's parameters are for the +MRdIB side only."""
     if len(models) == 1 or "+" in model:
         return files, values
-    from mmrec_mrdib import paths
     from mmrec_mrdib.schema import read_yaml
 
-    plugins = {key for name in registry.PLUGINS for key in read_yaml(paths.properties_dir() / f"plugin/{name}.yaml")}
+    plugins = frozenset().union(*map(registry.parameters, registry.PLUGINS))
     merged: dict[str, Any] = {}
     for file in files:
         merged |= read_yaml(Path(file))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmrec_mrdib import registry
 from mmrec_mrdib.cli import parameters
 from mmrec_mrdib.cli.recommend import warnings_only
 from mmrec_mrdib.errors import ConfigError
@@ -24,11 +25,15 @@ def parser() -> argparse.ArgumentParser:
         "  mmrec-mrdib tune --model FREEDOM --dataset baby --data_path data --storage postgresql+psycopg://me@host/optuna\n"
         "  run_mrdib.py --model VBPR --dataset ml-100k --config_files tuned/VBPR+MRdIB-ml-100k/best.yaml\n\n"
         "Parameters of a run (--key=value, or in --config_files) stay as given and leave the search space. The search spaces:\n"
-        "properties/search/<Model>.yaml. The trials' --seed (default: 0) should be none of those that you test with.",
+        "properties/search/<Model>.yaml of the package that the model is in. The trials' --seed (default: 0) should be none of those that you test with.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    out.add_argument("--model", required=True, help="VBPR or VBPR+MRdIB, ...")
+    out.add_argument(
+        "--model",
+        required=True,
+        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}; or a baseline, ours or RecBole's",
+    )
     out.add_argument("--dataset", required=True, help="as in run_mrdib.py")
     out.add_argument(
         "--trials", type=int, default=20, metavar="N", help="finished trials in all (default: %(default)s)"

@@ -111,8 +111,11 @@ class TrainBatches:
         self.negative_field = dataset.config["NEG_PREFIX"] + self.item_field
         self.users = dataset.inter_feat[self.user_field].to(device)
         self.items = dataset.inter_feat[self.item_field].to(device)
-        self.sampler = NegativeSampler(self.users, self.items, dataset.item_num)
+        self.sampler = self._sampler(dataset.item_num)
         self.generator = torch.Generator(device=device).manual_seed(seed)
+
+    def _sampler(self, n_items: int) -> NegativeSampler | None:
+        return NegativeSampler(self.users, self.items, n_items)
 
     def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
@@ -122,13 +125,16 @@ class TrainBatches:
         if self.shuffle:
             order = torch.randperm(len(users), generator=self.generator, device=users.device)
             users, items = users[order], items[order]
-        negatives = self.sampler.sample(users, self.generator)
+        columns = {self.user_field: users, self.item_field: items}
+        if self.sampler is not None:
+            columns[self.negative_field] = self.sampler.sample(users, self.generator)
         for start in range(0, len(users), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield Interaction(
-                {
-                    self.user_field: users[part],
-                    self.item_field: items[part],
-                    self.negative_field: negatives[part],
-                }
-            )
+            yield Interaction({name: values[part] for name, values in columns.items()})
+
+
+class PositiveBatches(TrainBatches):
+    """`TrainBatches` for models that are trained without negatives: none is drawn."""
+
+    def _sampler(self, n_items: int) -> None:
+        return None

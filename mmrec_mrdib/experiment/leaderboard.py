@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import functools
 import io
 import json
 import logging
@@ -145,7 +144,7 @@ def cells(spec: Spec) -> Iterator[Cell]:
         )
     if spec.trials and spec.only_complete:
         raise ConfigError("only_complete trains nothing, and so does not tune; leave one of them")
-    plugins = set(_plugin_parameters())
+    plugins = frozenset().union(*map(registry.parameters, registry.PLUGINS))
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
@@ -154,11 +153,10 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 values = {**spec.values, **spec.dataset_values.get(dataset, {})}
                 if spec.data_path is not None and not _built_in(dataset, spec.data_path):
                     values["data_path"] = spec.data_path
-                # A model's own parameters are for the models that have them, and a plug-in's for the plug-in.
-                others = frozenset().union(*map(_model_parameters, spec.models)) - _model_parameters(base)
-                values = {k: v for k, v in values.items() if k not in others - known_keys()}
-                plain = {k: v for k, v in values.items() if k not in plugins}
-                own = _plugin_parameters(registry.variant(name).plugin) if plugged else ()
+                # A parameter that only some models of the board have, or a plug-in, is for those (Pop has no embedding_size).
+                theirs = plugins.union(*map(registry.parameters, spec.models)) - known_keys()
+                plain = {k: v for k, v in values.items() if k not in theirs - registry.parameters(base)}
+                own = registry.parameters(registry.variant(name).plugin or "")
                 values = plain | {k: v for k, v in values.items() if k in own}
                 cell = Cell(name, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
@@ -184,7 +182,7 @@ def _files(spec: Spec, plugged: bool) -> tuple[str, ...]:
     if not plugged and spec.config_files:
         from mmrec_mrdib.schema import read_yaml
 
-        ours = set(_plugin_parameters())
+        ours = frozenset().union(*map(registry.parameters, registry.PLUGINS))
         for file in spec.config_files:
             given = sorted(ours & set(read_yaml(Path(file))))
             if given and "plain" in spec.variants:
@@ -192,27 +190,6 @@ def _files(spec: Spec, plugged: bool) -> tuple[str, ...]:
                     f"{file}: {', '.join(given)} is a parameter of plug-ins alone; give it as --{given[0]}=VALUE"
                 )
     return spec.config_files
-
-
-@functools.cache
-def _plugin_parameters(plugin: str | None = None) -> tuple[str, ...]:
-    """Parameters of one plug-in, or of all."""
-    from mmrec_mrdib.schema import read_yaml
-
-    names = registry.PLUGINS if plugin is None else (plugin,)
-    return tuple(
-        dict.fromkeys(key for name in names for key in read_yaml(paths.properties_dir() / f"plugin/{name}.yaml"))
-    )
-
-
-@functools.cache
-def _model_parameters(base: str) -> frozenset[str]:
-    """Parameters of a model's own: one that is given for a board is for the models that have it (Pop has no embedding_size)."""
-    from mmrec_mrdib.schema import read_yaml
-
-    folders = [paths.properties_dir(), *([] if registry.is_multimodal(base) else [paths.recbole_dir() / "properties"])]
-    files = [folder / "model" / f"{base}.yaml" for folder in folders]
-    return frozenset().union(*(read_yaml(file) for file in files if file.is_file()))
 
 
 def _built_in(dataset: str, data_path: str) -> bool:

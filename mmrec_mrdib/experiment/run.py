@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from mmrec_mrdib import general, paths, process, registry
+from mmrec_mrdib import general, process, registry
 from mmrec_mrdib.config import Config, quoted
 from mmrec_mrdib.data.dataset import MultimodalDataset
-from mmrec_mrdib.data.sampling import TrainBatches
+from mmrec_mrdib.data.sampling import PositiveBatches, TrainBatches
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.paths import write_atomically
-from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings, read_yaml
+from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
 
 logger = logging.getLogger(__name__)
@@ -80,14 +80,7 @@ def display_name(config: Any) -> str:
 def host_config(config: Config) -> Config:
     """The Config of a variant's plain backbone: all that was given, but for what is the plug-in's."""
     base, plugin, _ = variant_of(config)
-    own = {
-        "backbone",
-        "preset",
-        "model",
-        "dataset",
-        "seed",
-        *read_yaml(paths.properties_dir() / f"plugin/{plugin}.yaml"),
-    }
+    own = {"backbone", "preset", "model", "dataset", "seed", *registry.parameters(plugin or "")}
     given = {k: v for k, v in config.external_config_dict.items() if k not in own}
     return make_config(base, config["dataset"], config["seed"], values=quoted(given))
 
@@ -121,15 +114,21 @@ def _batches(config: Config, dataset: MultimodalDataset, parts: Sequence[Multimo
     loader = get_dataloader(config, "train")
     if loader is not TrainDataLoader:  # of users, for autoencoders: no negatives
         return loader(config, parts[0], None, shuffle=True)
+    if config.positives_alone:
+        return PositiveBatches(parts[0], *_batch_form(config))
     negatives = config["train_neg_sample_args"]
     simple = {"distribution": "uniform", "sample_num": 1, "dynamic": False}
     forms = {InputType.PAIRWISE: TrainBatches, InputType.POINTWISE: general.LabelledBatches}
     form = forms.get(config["MODEL_INPUT_TYPE"])
     if form is not None and all(negatives[k] == v for k, v in simple.items()):
-        size = config["stage_batch_size" if is_staged(config) else "train_batch_size"]
-        return form(parts[0], size, config["seed"], config["device"], config["shuffle"])
+        return form(parts[0], *_batch_form(config))
     sampler = create_samplers(config, dataset, list(parts))[0]  # other ways of sampling are RecBole's
     return loader(config, parts[0], sampler, shuffle=config["shuffle"])
+
+
+def _batch_form(config: Config) -> tuple[int, int, torch.device, bool]:
+    size = config["stage_batch_size" if is_staged(config) else "train_batch_size"]
+    return size, config["seed"], config["device"], config["shuffle"]
 
 
 def train(

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from mmrec_mrdib import paths, registry
+from mmrec_mrdib import registry
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.errors import ConfigError, MRdIBError, NonFiniteLossError, listed
@@ -113,19 +113,21 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
     if file is not None:
         space = read_yaml(file)
     else:
-        folder = paths.properties_dir() / "search"
-        own = folder / f"{base}.yaml"
+        own = registry.property_file("search", base)
         if not has_space(model):
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if p.stem not in registry.PLUGINS))
+            names = dict.fromkeys([*registry.MODELS, *registry.baselines()])
+            known = ", ".join(sorted(n for n in names if has_space(n)))
             raise ConfigError(
-                f"no search space for {base} in {folder}; give one with --space=FILE.yaml. Known: {known}"
+                f"no search space for {base} in {own.parent}; give one with --space=FILE.yaml. Known: {known}"
             )
         space = read_yaml(own)
-        searched_too = folder / (f"{plugin}-{preset}.yaml" if preset else f"{plugin}.yaml")
-        if plugin and weights == "search" and searched_too.is_file():
-            space |= read_yaml(searched_too)
+        if plugin and weights == "search":
+            searched_too = registry.property_file("search", plugin, f"{plugin}-{preset}" if preset else plugin)
+            added = read_yaml(searched_too) if searched_too.is_file() else {}
+            space |= added
             for weight, parameter in TWINS.get(base, {}).items():
-                space |= {weight: space[parameter], parameter: [0.0]}
+                if weight in added:
+                    space |= {weight: space[parameter], parameter: [0.0]}
     for key, values in space.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"search space: {key}: expected a list of values, found {values!r}")
@@ -134,7 +136,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
 
 def has_space(model: str) -> bool:
     """Whether properties/search/ has a search space for the model (or the variant's backbone)."""
-    return (paths.properties_dir() / "search" / f"{registry.variant(model).base}.yaml").is_file()
+    return registry.property_file("search", registry.variant(model).base).is_file()
 
 
 def searched(

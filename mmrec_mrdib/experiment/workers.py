@@ -1,6 +1,6 @@
 """Pools that run one function on many payloads: local processes, or a Ray cluster. A worker's death is one task's failure.
 
-Payloads and results are plain values and travel as JSON.
+Payloads and results are plain values and travel as JSON. So do the names that were registered in this process (`registry.additions`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from multiprocessing import connection as connections
 from typing import Any, NamedTuple, Protocol
 
-from mmrec_mrdib import process
+from mmrec_mrdib import process, registry
 from mmrec_mrdib.errors import ConfigError, MRdIBError
-from mmrec_mrdib.registry import load
 
 
 class Failure(NamedTuple):
@@ -53,11 +52,16 @@ class Pool(Protocol):
         ...
 
 
-def call(function: str, payload: str) -> str:
-    """Run 'module:function' on a JSON payload; the outcome as JSON: [result, reason, trace]."""
+def call(function: str, payload: str, names: str = "{}") -> str:
+    """Run 'module:function' on a JSON payload; the outcome as JSON: [result, reason, trace].
+
+    Args:
+        names: what is registered where the task comes from, `registry.additions` as JSON.
+    """
     process.settle()
+    registry.add(json.loads(names))
     try:
-        return json.dumps([load(function)(json.loads(payload)), "", ""])
+        return json.dumps([registry.load(function)(json.loads(payload)), "", ""])
     except MRdIBError as error:
         return json.dumps([None, str(error), ""])
     except Exception as error:
@@ -128,7 +132,8 @@ class _Worker:
     def __init__(self, function: str) -> None:
         context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        names = json.dumps(registry.additions())
+        self.process = context.Process(target=_serve, args=(theirs, function, names), daemon=True)
         self.process.start()
         theirs.close()
         self.key = ""
@@ -163,7 +168,7 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Any, function: str) -> None:
+def _serve(connection: Any, function: str, names: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -178,7 +183,7 @@ def _serve(connection: Any, function: str) -> None:
             payload = connection.recv_bytes().decode()
         except (EOFError, OSError):
             return
-        connection.send_bytes(call(function, payload).encode())
+        connection.send_bytes(call(function, payload, names).encode())
 
 
 class RayPool:
@@ -226,7 +231,7 @@ class RayPool:
         self.keys: dict[Any, str] = {}
 
     def submit(self, key: str, payload: Payload) -> None:
-        self.keys[self.remote.remote(self.function, json.dumps(payload))] = key
+        self.keys[self.remote.remote(self.function, json.dumps(payload), json.dumps(registry.additions()))] = key
 
     def next(self) -> tuple[str, dict[str, Any] | Failure]:
         (done, *_), _ = self.ray.wait(list(self.keys), num_returns=1)

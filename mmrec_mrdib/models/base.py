@@ -204,7 +204,8 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     Everything that RecBole asks for (`calculate_loss`, `predict`, `full_sort_predict`) is here.
     """
 
-    input_type = InputType.PAIRWISE
+    input_type: InputType = InputType.PAIRWISE
+    """POINTWISE: the model is trained on positives alone, and `Batch.negative` is None."""
     z_in_score: ClassVar[Literal["yes", "as a gate", "through the graph", "no"]]
     """How z^m reaches the score s(u, i). Where it does not, whatever is added to z can only regularise."""
     needs_features: ClassVar[bool] = True

@@ -6,6 +6,7 @@ the same seed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,7 +84,7 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(z[b]), generator=generator) for _ in range(_PERMUTATIONS)]
         gaussian, *floor = (float(GaussianMI()(x[a], y, 0.0).nats) for y in (x[b], *(x[b][order] for order in orders)))
-        mine, spread = held_out(lambda dim=x[a].shape[1]: MINE(dim, 64, 0.01), x[a], x[b], seed)  # type: ignore[misc]
+        mine, spread = held_out(functools.partial(MINE, (x[a].shape[1], x[b].shape[1]), 64, 0.01), x[a], x[b], seed)
         out[f"{a}-{b}"] = {
             "mine": mine,
             "mine_std": spread,

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
@@ -21,7 +22,6 @@ from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.losses import margin
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, StepLoss
 from mmrec_mrdib.mrdib.encoder import Gaussian, Linear
-from mmrec_mrdib.mrdib.estimators import REGISTRY
 from mmrec_mrdib.mrdib.history import leave_one_out
 from mmrec_mrdib.mrdib.objectives.contrast import contrast
 from mmrec_mrdib.mrdib.objectives.rate import rate
@@ -71,8 +71,8 @@ class MRdIBSettings(ChannelSettings):
     """auto: least and largest weight."""
     balance_interval: int = Field(ge=1)
     """auto: steps between two measurements of these pulls."""
-    mi_estimator: Literal["mine", "club", "infonce", "gaussian"]
-    """Estimator of mutual information."""
+    mi_estimator: str
+    """Estimator of mutual information, of `registry.ESTIMATORS`."""
     mi_hidden_size: int = Field(ge=1)
     """Width of its hidden layer."""
     mi_ema_rate: float = Field(gt=0, lt=1)
@@ -87,6 +87,18 @@ class MRdIBSettings(ChannelSettings):
     """Lower clamp of log sigma^2."""
     max_log_var: float
     """Upper clamp of log sigma^2."""
+    objectives: dict[str, Annotated[float, Field(ge=0)]]
+    """Further terms of the loss, of `registry.OBJECTIVES`, and their weights."""
+
+    @field_validator("mi_estimator", "objectives")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        try:
+            for name in [value] if isinstance(value, str) else value:
+                registry.component("estimators" if isinstance(value, str) else "objectives", name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -140,6 +152,7 @@ class MRdIB(Channel):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings: MRdIBSettings = self.settings
+        self._check_negatives(settings)
         self.own_encoders: nn.ModuleDict | None = None
         if settings.encoders == "own":
             features = self.content_features()
@@ -158,11 +171,13 @@ class MRdIB(Channel):
             self.backbone.stage = stage
         else:
             self.stage = stage
-        dim = next(iter(widths.values()))
-        estimator = registry.load(REGISTRY[settings.mi_estimator])
+        estimator = registry.component("estimators", settings.mi_estimator)
         self.redundancy = Redundancy(
             tuple(widths) if settings.redundant_weight else (),
-            lambda: estimator.create(dim, settings.mi_hidden_size, settings.mi_ema_rate),
+            lambda a, b: estimator.create((widths[a], widths[b]), settings.mi_hidden_size, settings.mi_ema_rate),
+        )
+        self.objectives = nn.ModuleDict(
+            {name: registry.component("objectives", name)(widths) for name, w in settings.objectives.items() if w}
         )
         weights = {t: getattr(settings, f"{t}_weight") for t in TERMS}
         if not self.redundancy.pairs:
@@ -182,6 +197,15 @@ class MRdIB(Channel):
             for m, d in widths.items():
                 if m not in offered:
                     self.own_views[m] = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
+
+    def _check_negatives(self, settings: MRdIBSettings) -> None:
+        by_views = settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight)
+        option = "user_view=backbone" if by_views else f"unique_loss={settings.unique_loss}"
+        if self.input_type != InputType.PAIRWISE and (by_views or settings.unique_loss == "bpr"):
+            raise ConfigError(
+                f"--{option}: compares with sampled negatives, and {settings.backbone} is trained without; choose "
+                "--user_view=history --unique_loss=softmax, or --training=staged"
+            )
 
     # Representations.
 
@@ -227,6 +251,8 @@ class MRdIB(Channel):
         else:
             assert emb is not None
             self._by_backbone(enc, emb, batch, weights, parts, logs)
+        for name, objective in self.objectives.items():
+            parts[f"objective/{name}"] = settings.objectives[name] * objective(enc, batch)
         if self.auto is not None:
             logs |= {f"alpha/{t}": value for t, value in weights.items()}
             if self.training and self.auto.due():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
+from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import general
@@ -51,6 +52,13 @@ class Plugin(MultimodalRecommender):
         if self.featured:
             for m in self.modalities:  # the backbone holds them
                 delattr(self, f"features_{m}")
+        joint = self.settings.training == "joint"
+        if joint and self.multimodal:
+            self.input_type = self.backbone.input_type  # the batches are what the backbone is trained on, see `Config`
+        elif joint and (general.fitted_in_one_pass(self.backbone) or self.backbone.input_type != InputType.PAIRWISE):
+            raise ConfigError(
+                f"--training=joint: {self.settings.backbone} is not trained on pairs of items; choose --training=staged"
+            )
         self.frozen = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
         staged = self.settings.training == "staged"

@@ -16,7 +16,7 @@ import torch
 
 from mmrec_mrdib.errors import MRdIBError
 from mmrec_mrdib.experiment.run import is_staged, make_config, prepare
-from mmrec_mrdib.registry import model_class
+from mmrec_mrdib.registry import model_class, parameters, variant
 from mmrec_mrdib.testing.toy import write_mmrec
 
 DIMS = {"a": 12, "b": 8, "c": 5}
@@ -26,12 +26,8 @@ def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple
     """(model, splits) of a variant on a toy data set with the given number of modalities."""
     if not (folder / "toy").is_dir():
         write_mmrec(folder / "toy", users=40, items=30, dims=DIMS)
-    values = {
-        "data_path": str(folder),
-        "modalities": ",".join(list(DIMS)[:modalities]),
-        "embedding_size": 8,
-        **values,
-    }
+    small = {"embedding_size": 8} if "embedding_size" in parameters(variant(model).base) else {}
+    values = {"data_path": str(folder), "modalities": ",".join(list(DIMS)[:modalities]), **small, **values}
     values = {k: v for k, v in values.items() if v is not None}
     config = make_config(model, "toy", 1, values=values)
     splits = prepare(config)

@@ -23,21 +23,24 @@ class Estimate(NamedTuple):
 
 
 class MIEstimator(nn.Module, ABC):
-    """Estimates I(A; B) from paired samples a, b (R, d), one row an item, all items distinct."""
+    """Estimates I(A; B) from paired samples a (R, d), b (R, d'), one row an item, all items distinct.
+
+    One of one's own: a subclass in a file, and a line in `registry.ESTIMATORS` (or an entry point of the group `mmrec_mrdib.estimators`).
+    """
 
     direction: ClassVar[Literal["lower", "upper", "neither"]]
     """Whether the estimate bounds the truth from below or above (in expectation, for a fixed estimator)."""
 
     @classmethod
     @abstractmethod
-    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
-        """An estimator for vectors of `dim`; each takes what it needs of the rest."""
+    def create(cls, dims: tuple[int, int], hidden: int, ema_rate: float) -> Self:
+        """An estimator for vectors a and b of these widths; each takes what it needs of the rest."""
 
     @abstractmethod
     def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:
         """
         Args:
-            a, b: (R, d), row-aligned.
+            a, b: (R, d) and (R, d'), row-aligned.
             weight: how hard a and b are pushed towards independence; the estimator itself always learns with weight 1.
         """
 

@@ -16,7 +16,7 @@ _MAX_LOG_VAR = 8.0  # of q; without a bound a constant b would drive it to minus
 
 
 class CLUB(MIEstimator):
-    """E_joint[log q(b|a)] - E_product[log q(b'|a)] in nats, q(b|a) = N(m(a), diag s^2(a)) from one MLP d -> h -> 2d (eq. 9).
+    """E_joint[log q(b|a)] - E_product[log q(b'|a)] in nats, q(b|a) = N(m(a), diag s^2(a)) from one MLP d -> h -> 2d' (eq. 9).
 
     q learns by likelihood on detached a, b; a, b descend the estimate with q held fixed. No adversary: what the
     representations minimise is the upper bound itself. It is a bound where q is close to the true conditional (theorem 3.2).
@@ -27,20 +27,20 @@ class CLUB(MIEstimator):
 
     direction: ClassVar[Literal["lower", "upper", "neither"]] = "upper"
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dims: tuple[int, int], hidden: int) -> None:
         super().__init__()
-        self.first = nn.Linear(dim, hidden)
-        self.last = nn.Linear(hidden, 2 * dim)
+        self.first = nn.Linear(dims[0], hidden)
+        self.last = nn.Linear(hidden, 2 * dims[1])
         for layer in (self.first, self.last):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     @classmethod
-    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
-        return cls(dim, hidden)
+    def create(cls, dims: tuple[int, int], hidden: int, ema_rate: float) -> Self:
+        return cls(dims, hidden)
 
     def conditional(self, a: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(b|a), (R, d) each; `learn`: whether gradients reach q's parameters."""
+        """Mean and log variance of q(b|a), (R, d') each; `learn`: whether gradients reach q's parameters."""
         w1, b1, w2, b2 = (p if learn else p.detach() for p in self.parameters())
         mean, raw = F.linear(F.relu(F.linear(a, w1, b1)), w2, b2).chunk(2, dim=1)
         return mean, _MAX_LOG_VAR * torch.tanh(raw / _MAX_LOG_VAR)

@@ -40,7 +40,7 @@ class GaussianMI(MIEstimator):
         self._told = False
 
     @classmethod
-    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
+    def create(cls, dims: tuple[int, int], hidden: int, ema_rate: float) -> Self:
         return cls()
 
     def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:

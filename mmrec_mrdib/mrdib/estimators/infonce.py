@@ -24,17 +24,17 @@ class InfoNCE(MIEstimator):
 
     direction: ClassVar[Literal["lower", "upper", "neither"]] = "lower"
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dims: tuple[int, int], hidden: int) -> None:
         super().__init__()
-        self.left = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.left = nn.Sequential(nn.Linear(dims[0], hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         # A last bias of h would add <g(a_i), c>, the same for every j: the bound does not see it.
-        self.right = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden, bias=False))
+        self.right = nn.Sequential(nn.Linear(dims[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden, bias=False))
         for name, parameter in self.named_parameters():
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(parameter)
 
     @classmethod
-    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
-        return cls(dim, hidden)
+    def create(cls, dims: tuple[int, int], hidden: int, ema_rate: float) -> Self:
+        return cls(dims, hidden)
 
     def forward(self, a: Tensor, b: Tensor, weight: float | Tensor) -> Estimate:
         if len(a) < 2:

@@ -22,7 +22,7 @@ class _Loss(torch.autograd.Function):
         ctx: Any, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, last: Tensor,
         shift: int, push: float | Tensor, average_of: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        w_a, w_b = weight.split(a.shape[1], dim=1)
+        w_a, w_b = weight.split([a.shape[1], b.shape[1]], dim=1)
         left, right = torch.addmm(bias, a, w_a.T), b @ w_b.T
         joint = (left + right).relu_()
         product = left  # (left + right rolled by shift), without a rolled copy
@@ -54,12 +54,14 @@ class _Loss(torch.autograd.Function):
         right[-ctx.shift :] += rolled[: ctx.shift]
         of_weight = torch.cat([left.T @ a, right.T @ b], 1)
         of_last = torch.addmv(joint.sum(0) * each, product.T, of_product)
-        w_a, w_b = (weight * -ctx.push).split(a.shape[1], dim=1)  # the reversal: a and b get -push times their gradient
+        w_a, w_b = (weight * -ctx.push).split(
+            [a.shape[1], b.shape[1]], dim=1
+        )  # the reversal: a and b get -push times their gradient
         return left @ w_a, right @ w_b, of_weight, left.sum(0), of_last, None, None, None
 
 
 class MINE(MIEstimator):
-    """Donsker-Varadhan bound E_joint[T(a, b)] - log E_product[e^T(a, b')], in nats (eq. 5); T: MLP 2d -> h -> 1, ReLU.
+    """Donsker-Varadhan bound E_joint[T(a, b)] - log E_product[e^T(a, b')], in nats (eq. 5); T: MLP d + d' -> h -> 1, ReLU.
 
     The network *maximises* the bound, the representations *minimise* it. Minimising one sum over both would only teach
     the network to report little. So the gradient of the representations is reversed and the loss is -bound:
@@ -74,10 +76,10 @@ class MINE(MIEstimator):
 
     direction: ClassVar[Literal["lower", "upper", "neither"]] = "lower"
 
-    def __init__(self, dim: int, hidden: int, ema_rate: float) -> None:
+    def __init__(self, dims: tuple[int, int], hidden: int, ema_rate: float) -> None:
         super().__init__()
         self.ema_rate = ema_rate
-        self.first = nn.Linear(2 * dim, hidden)
+        self.first = nn.Linear(sum(dims), hidden)
         self.last = nn.Linear(hidden, 1, bias=False)  # the bound does not change when a constant is added to T
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.xavier_uniform_(self.last.weight)
@@ -87,8 +89,8 @@ class MINE(MIEstimator):
         self.register_buffer("log_average", torch.tensor(math.nan))
 
     @classmethod
-    def create(cls, dim: int, hidden: int, ema_rate: float) -> Self:
-        return cls(dim, hidden, ema_rate)
+    def create(cls, dims: tuple[int, int], hidden: int, ema_rate: float) -> Self:
+        return cls(dims, hidden, ema_rate)
 
     def scores(self, a: Tensor, b: Tensor) -> Tensor:
         """T(a_r, b_r), (R,)."""

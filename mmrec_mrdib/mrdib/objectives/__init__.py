@@ -1,1 +1,1 @@
-"""The objectives of MRdIB, one file each."""
+"""The objectives of MRdIB, one file each; `base.py`: one of one's own."""

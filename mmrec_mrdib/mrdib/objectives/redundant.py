@@ -16,19 +16,19 @@ class Redundancy(nn.Module):
 
     Args:
         modalities: M names; for M = 1 there is no pair and the loss is 0.
-        estimator: makes the estimator of one pair.
+        estimator: makes the estimator of one pair of names.
     """
 
-    def __init__(self, modalities: tuple[str, ...], estimator: Callable[[], MIEstimator]) -> None:
+    def __init__(self, modalities: tuple[str, ...], estimator: Callable[[str, str], MIEstimator]) -> None:
         super().__init__()
         self.pairs = list(combinations(modalities, 2))
-        self.estimators = nn.ModuleDict({f"{a}-{b}": estimator() for a, b in self.pairs})
+        self.estimators = nn.ModuleDict({f"{a}-{b}": estimator(a, b) for a, b in self.pairs})
 
     def forward(self, z: Mapping[str, Tensor], weight: float | Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Loss to be *added* (it holds `weight` already), None without pairs, and the estimates in nats by pair.
 
         Args:
-            z: modality -> (R, d) representations of distinct items, row-aligned.
+            z: modality -> (R, d_m) representations of distinct items, row-aligned.
             weight: how hard the representations are pushed (alpha_2); estimators always learn with weight 1.
         """
         if not self.pairs:
