@@ -218,7 +218,7 @@ def test_joint_training_adds_to_the_backbones_loss(tmp_path):
 
 
 def test_what_does_not_learn_from_pairs_is_not_trained_jointly(tmp_path):
-    with pytest.raises(ConfigError, match=r"NeuMF does not learn from pairs.*--training=staged"):
+    with pytest.raises(ConfigError, match=r"NeuMF is not trained on pairs.*--training=staged"):
         made("NeuMF+MRdIB (joint)", tmp_path)
     with pytest.raises(ConfigError, match=r"training='joint'"):
         build("VBPR+Content", tmp_path, training="joint")

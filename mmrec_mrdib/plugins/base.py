@@ -61,11 +61,6 @@ class Plugin(MultimodalRecommender):
             )
         self.frozen = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
-        staged = self.settings.training == "staged"
-        if not staged and not general.fitted_in_one_pass(self.backbone) and self.backbone.input_type != self.input_type:
-            raise ConfigError(
-                f"--training=joint: {self.settings.backbone} does not learn from pairs, as the plug-in does; choose --training=staged"
-            )
 
     @classmethod
     def is_staged(cls, config: Any) -> bool:

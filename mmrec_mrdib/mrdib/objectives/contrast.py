@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.graphs import full_precision
+from mmrec_mrdib.losses import at_least_single
 
 
 def contrast(
@@ -36,7 +37,7 @@ def contrast(
     Returns:
         (M,) unique and () synergistic.
     """
-    tables = [x.float() for x in (*users, *items)]
+    tables = [at_least_single(x) for x in (*users, *items)]
     with full_precision(tables[0]):
         losses: Tensor = _Contrast.apply(own, blocked, weights, 1 / temperature, len(users), *tables)
     return losses[:-1], losses[-1]
