@@ -546,8 +546,9 @@ def main(arguments: Sequence[str]) -> int:
     missing = False
     try:
         for name in chosen:
-            outcome, lines = PARTS[name].make(study, PARTS[name])
-            missing |= write(study, name, outcome, lines, options.docs)
+            asked = dataclasses.replace(study, command=f"{study.command} --parts={name}")
+            outcome, lines = PARTS[name].make(asked, PARTS[name])
+            missing |= write(asked, name, outcome, lines, options.docs)
     except KeyboardInterrupt:
         _told(
             "interrupted; complete runs are kept, and the same command goes on; --no_training: the tables of what is there"
@@ -573,7 +574,7 @@ def command(arguments: Sequence[str]) -> str:
     given = parameters.joined(arguments, set())
     out = []
     for option, _, value in (argument.partition("=") for argument in given):
-        if option not in ("--jobs", "--docs", "--no_training"):
+        if option not in ("--parts", "--jobs", "--docs", "--no_training"):
             out.append(f"{option}={folders.get(option, value)}" if value else option)
     return " ".join(["python -m benchmarks.study", *out])
 
@@ -606,11 +607,10 @@ def write(study: Study, name: str, outcome: Mapping[str, Any], lines: Lines, doc
         outcome.get("boards", {}).values()
     )
     codes = sorted({code for board in boards for code in board["codes"]})
-    made = f"`{study.command} --parts={name}`" if "--parts" not in study.command else f"`{study.command}`"
     rows = [row for board in boards for row in board["rows"]]
     complete = sum(row["status"] == "complete" for row in rows)
     lines = [
-        f"{made}, written by version {record.code()}; runs by {', '.join(codes) or GONE}; {complete} of {len(rows)} cells complete.",
+        f"`{study.command}`, written by version {record.code()}; runs by {', '.join(codes) or GONE}; {complete} of {len(rows)} cells complete.",
         "",
         *lines,
     ]

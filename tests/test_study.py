@@ -12,7 +12,7 @@ import torch
 from benchmarks import new_users, study
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import ConfigError
-from mmrec_mrdib.experiment import leaderboard
+from mmrec_mrdib.experiment import figures, leaderboard
 from mmrec_mrdib.experiment.export import load
 from mmrec_mrdib.experiment.run import make_config, prepare, train
 from mmrec_mrdib.experiment.workers import _outcome, call
@@ -50,6 +50,9 @@ def folder(tmp_path_factory):
 def small(monkeypatch):
     monkeypatch.setattr(study, "LocalPool", InProcess)
     monkeypatch.setattr(study, "CORRUPTIONS", dict(list(study.CORRUPTIONS.items())[:2]))
+    monkeypatch.setattr(figures, "curves", lambda *given: b"")
+    few = leaderboard.paired_bootstrap
+    monkeypatch.setattr(leaderboard, "paired_bootstrap", lambda users, resamples: few(users, resamples=20))
     if importlib.util.find_spec("mmrec_mrdib.experiment.slices") is None:
         double = types.ModuleType("slices")
         double.by_popularity = double.by_history = lambda trained, k, split: {
@@ -64,7 +67,9 @@ def call_study(folder, *more):
 
 
 def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch):
-    assert call_study(folder) == 0
+    both = ("main", "slices", "new")
+    assert call_study(folder, "--parts", ",".join(both)) == 0
+    assert call_study(folder, "--models", "LightGCN", "--parts", "components,corrupted,joint") == 0
     made = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in study.PARTS}
     page = (folder / "page.md").read_text()
     assert page.startswith("before") and page.endswith("after")
@@ -74,7 +79,7 @@ def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch)
         assert f"<!-- table: {name} -->\n{text}<!-- end table: {name} -->" in page
         boards = [outcome["board"]] if "board" in outcome else list(outcome["boards"].values())
         rows = [row for board in boards for row in board["rows"]]
-        assert {row["backbone"] for row in rows} == {"VBPR", "LightGCN"}
+        assert {row["backbone"] for row in rows} == ({"VBPR", "LightGCN"} if name in both else {"LightGCN"})
         assert {row["variant"] for row in rows} == set(study.PARTS[name].variants)
         assert all(row["status"] == "complete" for row in rows), name
     plain, ours = (
@@ -84,16 +89,16 @@ def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch)
     line = next(line for line in page.splitlines() if line.startswith("| toy | VBPR | "))
     assert f"| {plain:.4f}, " in line and f"| {study.percent(ours / plain - 1)}, " in line
     assert len(made["corrupted"]["boards"]) == 2 and len(made["slices"]["slices"]) == 8
-    assert {n["users"] for n in made["new"]["new_users"].values()} == {4}  # a tenth of 40
+    assert {n["users"] for n in made["new"]["new_users"].values()} <= {3, 4}  # a tenth of 40, some of whose test items are in train, too
     cold = made["new"]["new_items"]
     assert len(cold) == 6 and all(len(by) == (model != "LightGCN on toy") for model, by in cold.items())
     assert "| toy | LightGCN | – | – | – |" in page and "| has no score for new items |" in page
 
     monkeypatch.setattr(leaderboard, "run", None)  # a call would fail
     monkeypatch.setattr(study, "measure", None)
-    assert call_study(folder, "--no_training") == 0
-    again = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in study.PARTS}
-    assert {n: a | {"code": made[n]["code"]} for n, a in again.items()} == made
+    assert call_study(folder, "--no_training", "--parts", ",".join(both)) == 0
+    again = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in both}
+    assert again == {name: made[name] for name in both}
 
 
 def test_what_was_not_run_is_a_dash(folder, tmp_path):
@@ -180,7 +185,9 @@ def test_new_users_by_hand(folder, tmp_path):
     for user in held:
         mine = everyone[everyone["userID"] == int(user)]
         history = {place[str(i)] for i in mine[mine["x_label"] == 0]["itemID"]}
-        relevant = {place[str(i)] for i in mine[mine["x_label"] == 2]["itemID"]}
+        relevant = {place[str(i)] for i in mine[mine["x_label"] == 2]["itemID"]} - history  # a repeated pair counts once
+        if not relevant:
+            continue
         profile = []
         start = 0
         for m in ("a", "b"):
@@ -195,4 +202,4 @@ def test_new_users_by_hand(folder, tmp_path):
             recalls[name].append(len(best & relevant) / len(relevant))
     for name, values in recalls.items():
         assert judged[name]["recall@5"] == pytest.approx(np.mean(values)), name
-    assert judged["users"] == 4 and judged["unknown"] == 0
+    assert judged["users"] == len(recalls["histories"]) and judged["unknown"] == 0
