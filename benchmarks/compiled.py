@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path")
     parser.add_argument("--modalities")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["VBPR", "VBPR+MRdIB"])
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["VBPR", "VBPR+MRdIB (paper)"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

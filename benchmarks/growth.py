@@ -34,7 +34,7 @@ SIZES = {
     "300K": (300_000, 30_000, 80_000),
     "1M": (1_000_000, 100_000, 200_000),
 }
-MODELS = ("VBPR", "VBPR+MRdIB", "FREEDOM", "FREEDOM+MRdIB", "MGCN")
+MODELS = ("VBPR", "VBPR+MRdIB (paper)", "FREEDOM", "FREEDOM+MRdIB (paper)", "MGCN")
 EVALUATED = 1_000  # users with valid and test items
 DIMS = 384
 STEPS = 10  # of a model whose epoch is not timed whole

@@ -1,6 +1,6 @@
 """What threads do to an epoch, alone and beside a second run: `python -m benchmarks.threads`.
 
-Trains VBPR+MRdIB in processes of their own, once alone and once twice at the same time, in three settings, and prints a table of
+Trains VBPR+MRdIB (paper) in processes of their own, once alone and once twice at the same time, in three settings, and prints a table of
 median seconds an epoch.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.run import trainer_of
 import torch
 dataset, values, threads, epochs = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
-trainer, splits = trainer_of("VBPR+MRdIB", dataset, values)
+trainer, splits = trainer_of("VBPR+MRdIB (paper)", dataset, values)
 seconds = []
 for n in range(epochs + 3):
     started = time.perf_counter()
