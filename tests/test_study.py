@@ -89,7 +89,10 @@ def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch)
     line = next(line for line in page.splitlines() if line.startswith("| toy | VBPR | "))
     assert f"| {plain:.4f}, " in line and f"| {study.percent(ours / plain - 1)}, " in line
     assert len(made["corrupted"]["boards"]) == 2 and len(made["slices"]["slices"]) == 8
-    assert {n["users"] for n in made["new"]["new_users"].values()} <= {3, 4}  # a tenth of 40, some of whose test items are in train, too
+    assert {n["users"] for n in made["new"]["new_users"].values()} <= {
+        3,
+        4,
+    }  # a tenth of 40, some of whose test items are in train, too
     cold = made["new"]["new_items"]
     assert len(cold) == 6 and all(len(by) == (model != "LightGCN on toy") for model, by in cold.items())
     assert "| toy | LightGCN | – | – | – |" in page and "| has no score for new items |" in page
@@ -185,7 +188,9 @@ def test_new_users_by_hand(folder, tmp_path):
     for user in held:
         mine = everyone[everyone["userID"] == int(user)]
         history = {place[str(i)] for i in mine[mine["x_label"] == 0]["itemID"]}
-        relevant = {place[str(i)] for i in mine[mine["x_label"] == 2]["itemID"]} - history  # a repeated pair counts once
+        relevant = {
+            place[str(i)] for i in mine[mine["x_label"] == 2]["itemID"]
+        } - history  # a repeated pair counts once
         if not relevant:
             continue
         profile = []
