@@ -25,6 +25,7 @@ from mmrec_mrdib.cli.leaderboard import BOARD_BASELINES
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import leaderboard, record, tables, tune
 from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, compare, decide, execute, import_reported
+from mmrec_mrdib.experiment.run import display_name
 from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call
 from mmrec_mrdib.testing.toy import write_mmrec
 from tests.conftest import ROOT
@@ -707,3 +708,71 @@ class postgres:
 def test_metrics_that_are_not_computed_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="recall@7"):
         list(cells(spec(data, tmp_path, metrics=("recall@7",))))
+
+
+def test_every_plugin_beside_its_backbone(data, tmp_path):
+    """One parameter each for MRdIB, for its published form's search and for a model; a staged variant is tuned as its backbone, with the
+    backbone's own trials."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    variants = ("plain", "mrdib", "mrdib-paper", "content")
+    values = VALUES | {"epochs": 1, "stage_epochs": 1, "content_size": 4, "readout_ladder": [0.0, 0.5]}
+    chosen = spec(
+        data, tmp_path, datasets=("tiny",), seeds=(1,), variants=variants, trials=1, weights="search", values=values
+    )
+    found = {c.model: c for c in cells(chosen)}
+    names = ["VBPR", "VBPR+MRdIB", "VBPR+MRdIB (paper)", "VBPR+Content", "BPR", "BPR+MRdIB", "BPR+Content"]
+    assert list(found) == names  # BPR has no encoders to make stochastic
+    plugins = {"stage_epochs", "content_size", "readout_ladder"}
+    for name, own in (("VBPR", set()), ("VBPR+MRdIB", plugins), ("BPR+Content", {"readout_ladder"})):
+        assert set(found[name].values) & plugins == own, name
+    assert found["VBPR+MRdIB"].host == ("VBPR", found["VBPR"].values) and found["VBPR+MRdIB (paper)"].host is None
+    assert found["VBPR+MRdIB"].space == found["VBPR"].space == found["VBPR+Content"].space
+    assert set(found["VBPR+MRdIB (paper)"].space) > set(found["VBPR"].space)
+
+    studies, told = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        real = tune.best_on_valid
+        patch.setattr(
+            tune, "best_on_valid", lambda config, *a: studies.append(display_name(config)) or real(config, *a)
+        )
+        done = execute(chosen, InProcess(), told.append)
+    by_name = {c.model: c for c in done}
+    assert sorted(studies) == ["BPR", "VBPR", "VBPR+MRdIB (paper)"]
+    for base, others in (("VBPR", ("MRdIB", "Content")), ("BPR", ("MRdIB", "Content"))):
+        for other in others:
+            cell = by_name[f"{base}+{other}"]
+            assert (
+                cell.tuned["study"] == by_name[base].tuned["study"]
+                and cell.tuned["params"] == by_name[base].tuned["params"]
+            )
+            for seed, result in cell.results.items():  # around the very run of the plain row
+                plain = Path(by_name[base].results[seed]["folder"]).name
+                assert result["trained_backbone"]["folder"] == plain
+                assert all(result["config"][k] == v for k, v in cell.tuned["params"].items())
+    content = board(chosen, done)
+    assert [r["model"] for r in content["rows"]] == names and {r["status"] for r in content["rows"]} == {"complete"}
+    assert [r["variant"] for r in content["rows"]] == [*variants, "plain", "mrdib", "content"]
+    compared = [(c["model"], c["metric"]) for c in content["comparisons"]]
+    assert compared == [(m, metric) for m in names if "+" in m for metric in chosen.metrics]
+    for entry in content["comparisons"]:
+        means = {
+            c: np.mean([r["test"][entry["metric"]] for r in by_name[c].results.values()])
+            for c in (entry["model"], entry["backbone"])
+        }
+        assert entry["difference"] == pytest.approx(means[entry["model"]] - means[entry["backbone"]])
+    notes = {r["model"]: r["notes"] for r in content["rows"]}
+    assert (
+        notes["VBPR+Content"] == ["tuned as its plain backbone, nothing of its own"]
+        and notes["VBPR+MRdIB (paper)"] == []
+    )
+    text = tables.markdown(content)
+    assert all(f"| {name} |" in text for name in names)
+    once = len(list(tmp_path.glob("[!.]*/result.json")))
+    assert once == len(names)  # no backbone was trained for a variant alone
+
+
+def test_unknown_variants_are_told(data, tmp_path, capsys):
+    assert main(arguments(data, tmp_path, "--variants", "plain,mrdib-papr")) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and "--variants=plain,mrdib-papr: expected some of plain, mrdib, " in error
+    assert "mrdib-paper" in error and "content" in error
