@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[dict[str, str], str]] = {
     "estimators": (ESTIMATORS, "mmrec_mrdib.mrdib.estimators.base:MIEstimator"),
     "objectives": (OBJECTIVES, "mmrec_mrdib.mrdib.objectives.base:Objective"),
 }
+_OURS = {group: dict(table) for group, (table, _) in GROUPS.items()}
 # (group, name) of entry points that cannot be used, and why.
 UNUSABLE: dict[tuple[str, str], str] = {}
 
@@ -110,7 +111,7 @@ def component(group: str, name: str) -> Any:
         known = ", ".join(table) or "none"
         raise ConfigError(f"no '{name}' among the {group}.{did_you_mean(name, table)} Known: {known}")
     path = table[name]
-    if path.startswith(_OURS):
+    if _OURS[group].get(name) == path:
         return load(path)
     try:
         found = load(path)
@@ -125,16 +126,13 @@ def component(group: str, name: str) -> Any:
 
 def additions() -> dict[str, dict[str, str]]:
     """Group -> what is not ours, for `add` in another process."""
-    return {g: {n: path for n, path in table.items() if not path.startswith(_OURS)} for g, (table, _) in GROUPS.items()}
+    return {g: dict(table.items() - _OURS[g].items()) for g, (table, _) in GROUPS.items()}
 
 
 def add(more: Mapping[str, Mapping[str, str]]) -> None:
     """Register what another process has in its tables, see `additions`."""
     for group, names in more.items():
         GROUPS[group][0].update(names)
-
-
-_OURS = ("mmrec_mrdib.", "recbole.")
 
 
 def discover() -> None:
