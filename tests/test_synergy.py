@@ -63,6 +63,9 @@ def test_synergy_finds_what_no_modality_says_alone(tmp_path, monkeypatch, weight
     def recall(scored):
         return rank(scored, splits.test, ("recall",), (10,), "user_id").means["recall@10"]
 
-    fused, alone = recall(model), max(recall(Unimodal(model, *model.evaluation_embeddings().views[m])) for m in ("left", "right"))
+    fused, alone = (
+        recall(model),
+        max(recall(Unimodal(model, *model.evaluation_embeddings().views[m])) for m in ("left", "right")),
+    )
     # 10 of 70 candidates by chance: 0.14; 10 of the 30 of the right kind: 0.33
     assert fused > 0.28 and alone < 0.2
