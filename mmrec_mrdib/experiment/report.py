@@ -44,8 +44,8 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
     model.eval()
     views = {m: (users.detach().cpu(), items.detach().cpu()) for m, (users, items) in _views(model, folder).items()}
     z = _representations(model, views)
+    compared = diagnostics.of_one_width({m: x[_trained_items(trained)] for m, x in z.items()})
     best = next(e for e in result["epochs"] if e["epoch"] == result["best_epoch"])
-    items = _trained_items(trained)
     ks = [int(k) for k in result["config"]["topk"]]
     k = 20 if 20 in ks else max(ks)
     out = {
@@ -66,14 +66,14 @@ def measure(trained: Trained, folder: Path, seed: int = 0, pictures: bool = True
             "popularity": slices.by_popularity(trained, k),
             "history": slices.by_history(trained, k),
         },
-        "redundancy": diagnostics.redundancy({m: x[items] for m, x in z.items()}, seed),
+        "redundancy": diagnostics.redundancy(compared, seed),
         "why": _why(trained, seed),
     }
     users, chosen, relevant = _pairs(trained, seed)
     scores = diagnostics.modality_scores(views, users, chosen)
     out["decomposition"] = diagnostics.decompose(scores, relevant, seed=seed)
     if pictures:
-        out["tsne"] = _tsne({m: x[items] for m, x in z.items()}, seed)
+        out["tsne"] = _tsne(compared, seed)
     return out
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmrec_mrdib.mrdib.estimators.base import MIEstimator
@@ -74,10 +75,9 @@ def redundancy(z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, fl
     `cka_permuted`: what CKA gives when the rows of one are permuted, its floor at this size.
 
     Args:
-        z: modality -> (R, d_m) representations of distinct items, row-aligned. Of wider ones than 64 (raw features) the 64 leading
-            principal components count.
+        z: modality -> (R, d_m) representations of distinct items, row-aligned; see `of_one_width`.
     """
-    z = _of_one_width({m: _narrow(values.float()) for m, values in z.items()})
+    z = of_one_width(z)
     x = {m: _standardised(values) for m, values in z.items()}
     out = {}
     for a, b in itertools.combinations(x, 2):
@@ -158,20 +158,19 @@ def _standardised(x: Tensor) -> Tensor:
     return x * torch.where(std > 1e-4 * std.max(), 1 / std.clamp_min(1e-12), 0.0)
 
 
-def _narrow(x: Tensor) -> Tensor:
-    """(R, d) with d <= 64: more columns than a few thousand items can tell apart are brought to their leading components."""
-    if x.shape[1] <= _WIDTH:
-        return x
+def of_one_width(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same (R, d) for all modalities, d <= 64: of wider ones the 64 leading principal components, more columns than a few thousand items
+    can tell apart; zero columns, which say nothing, beside the narrower ones."""
+    narrow = {m: _leading(x.float()) if x.shape[1] > _WIDTH else x.float() for m, x in z.items()}
+    width = max(x.shape[1] for x in narrow.values())
+    return {m: F.pad(x, (0, width - x.shape[1])) for m, x in narrow.items()}
+
+
+def _leading(x: Tensor) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         u, s, _ = torch.svd_lowrank(x - x.mean(0), min(_WIDTH, len(x)), niter=4)
     return u * s
-
-
-def _of_one_width(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zero columns, which say nothing, beside the narrower ones: estimators take pairs of one width."""
-    width = max(values.shape[1] for values in z.values())
-    return {m: torch.nn.functional.pad(values, (0, width - values.shape[1])) for m, values in z.items()}
 
 
 def _quantile_bins(values: np.ndarray, bins: int) -> np.ndarray:
