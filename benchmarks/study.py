@@ -74,6 +74,24 @@ class Study:
     seeds: tuple[int, ...] | None = None
     variants: tuple[str, ...] | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    boards: tuple[Path, ...] = ()
+
+    def given(self) -> Board:
+        """The boards that `mmrec-mrdib leaderboard` wrote (`--boards`) as one; each keeps the correction of its own tests. Of a row that stands
+        in several, the one of most seeds counts."""
+        boards = [json.loads(path.read_text(encoding="utf-8")) for path in self.boards]
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        comparisons: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for board in boards:
+            for row in board["rows"]:
+                key = (row["dataset"], row["model"])
+                if len(row["seeds"]) > len(rows.get(key, {"seeds": ()})["seeds"]):
+                    rows[key] = row
+                    comparisons[key] = [c for c in board["comparisons"] if (c["dataset"], c["model"]) == key]
+        codes = sorted({code for board in boards for code in board["codes"]})
+        most = max((board["seeds"] for board in boards), key=len)
+        joined = {"rows": list(rows.values()), "comparisons": [c for found in comparisons.values() for c in found]}
+        return boards[0] | joined | {"codes": codes, "seeds": most}
 
     def board(self, spec: Spec, reference: str = "plain") -> tuple[Board, list[Cell]]:
         """The runs of a spec, trained as far as they are missing (or only gathered), and their board."""
@@ -280,6 +298,9 @@ NOTE = (
 
 
 def main_part(study: Study, part: Part) -> Outcome:
+    if study.boards:
+        board = study.given()
+        return {"board": board}, [NOTE.format("the plain backbone"), "", *gains({"": board}, smallest="mrdib")]
     board, _ = study.board(dataclasses.replace(study.spec(part), variants=study.variants or part.variants))
     tables.write(board, study.output / "main")
     note = (
@@ -290,6 +311,9 @@ def main_part(study: Study, part: Part) -> Outcome:
 
 
 def components_part(study: Study, part: Part) -> Outcome:
+    if study.boards:
+        board = study.given()
+        return {"board": board}, [NOTE.format("the plain backbone"), "", *gains({"": board})]
     board, _ = study.board(study.spec(part), reference="mrdib")
     return {"board": board}, [NOTE.format("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
 
@@ -503,6 +527,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--variants", metavar="A,B", help=f"of the part main (default: {','.join(PARTS['main'].variants)})"
     )
+    out.add_argument(
+        "--boards", type=Path, nargs="+", default=[], metavar="FILE.json",
+        help="main and components from boards that 'mmrec-mrdib leaderboard' wrote, as with --tune; nothing is trained",
+    )  # fmt: skip
     out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: %(default)s)")
     out.add_argument(
         "--no_training", action="store_true", help="tables of the runs that are complete; nothing is trained"
@@ -538,6 +566,7 @@ def main(arguments: Sequence[str]) -> int:
         seeds=options.seeds and seeds(options.seeds),
         variants=options.variants and variants(options.variants),
         values=values,
+        boards=tuple(options.boards),
     )
     check(study, chosen, options.docs)
     warnings_only()
@@ -569,7 +598,7 @@ def command(arguments: Sequence[str]) -> str:
     folders = {
         action.option_strings[0]: action.metavar
         for action in parser()._actions
-        if action.dest in ("data_path", "runs", "output")
+        if action.dest in ("data_path", "runs", "output", "boards")
     }
     given = parameters.joined(arguments, set())
     out = []
@@ -585,12 +614,18 @@ def check(study: Study, chosen: Sequence[str], docs: Path | None) -> None:
     Raises:
         ConfigError: a data set is not there, or the page has no place for a part's table.
     """
+    if study.boards and (lost := [str(p) for p in study.boards if not p.is_file()]):
+        raise ConfigError(f"--boards: no such file: {', '.join(lost)}")
+    if study.boards and not set(chosen) <= {"main", "components"}:
+        raise ConfigError("--boards is for --parts=main or --parts=components")
     folder = Path(study.data_path) if study.data_path is not None else None
-    for dataset in dict.fromkeys(d for name in chosen for d in study.datasets or PARTS[name].datasets):
+    for dataset in (
+        () if study.boards else dict.fromkeys(d for name in chosen for d in study.datasets or PARTS[name].datasets)
+    ):
         if dataset not in paths.BUILTIN_DATASETS and not (folder and (folder / dataset).is_dir()):
             where = f"in --data_path={folder}" if folder else "without --data_path=DIR"
             raise ConfigError(f"no data set '{dataset}' {where}; choose others with --datasets")
-    for name in chosen:
+    for name in () if study.boards else chosen:
         list(leaderboard.cells(study.spec(PARTS[name])))
     if docs is not None:
         page = docs.read_text(encoding="utf-8") if docs.is_file() else ""
