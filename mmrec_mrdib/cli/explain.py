@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="mmrec-mrdib explain",
         description="Take the scores of a user's recommendations apart, exactly: the backbone's part, each modality's, and the three items of\n"
-        "the user's history that speak most for each. For models with a content readout (+MRdIB, +Content).",
+        "the user's history that speak most for it. For models with a content readout (+MRdIB, +Content).",
         epilog="examples:\n"
         "  mmrec-mrdib explain runs/LightGCN+MRdIB-baby-1-* --user 42\n"
         "  mmrec-mrdib explain RUN --user 42 --item 7 --json",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # without pyplot: the backend is the calle
 _TITLES = {
     "rate": "rate by modality (nats)",
     "mi": "mutual information (nats)",
-    "unique": "unimodal BPR (nats)",
+    "unique": "unimodal predictions (nats)",
     "alpha": "weights",
 }
 _PANEL = (4.2, 3.4)  # inches
@@ -177,9 +177,11 @@ def _from_zero(axis: Any) -> None:
     """The y axis includes 0: lengths and heights are in proportion."""
     if axis.get_yscale() != "linear":
         return
-    low, high = axis.get_ylim()
     data = axis.dataLim
-    axis.set_ylim(0 if data.y0 >= 0 else low, 0 if data.y1 <= 0 and low < 0 else high)
+    if data.y0 >= 0 and data.y1 > 0:
+        axis.set_ylim(0, 1.05 * data.y1)
+    elif data.y0 < 0 and data.y1 <= 0:
+        axis.set_ylim(1.05 * data.y0, 0)
 
 
 def _png(figure: Any) -> bytes:

@@ -44,7 +44,7 @@ class MRdIBSettings(ChannelSettings):
     unique_loss: Literal["softmax", "bpr"]
     """history: softmax over the items of the batch, or BPR against the sampled negative."""
     contrast_temperature: float = Field(gt=0)
-    """Temperature of that softmax."""
+    """Similarities are divided by it, in the softmax and in BPR."""
     history_cap: int = Field(ge=1)
     """A user's pairs count as this many at most, however many it has."""
     rate_weight: float = Field(ge=0)

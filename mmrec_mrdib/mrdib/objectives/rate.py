@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rate(kl: Tensor, present: Tensor | None = None) -> Tensor:
-    """Mean over items of KL(q(z|x) || N(0, I)) in nats, an upper bound of I(X; Z) (Alemi et al., ICLR 2017).
+    """Mean over items of KL(q(z|x) || N(0, s^2 I)) in nats, an upper bound of I(X; Z) (Alemi et al., ICLR 2017).
 
     Args:
         kl: (R,) of each item, summed over dimensions (see `Encoded.rate`).
