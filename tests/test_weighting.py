@@ -203,3 +203,12 @@ def test_bounds_are_checked(tmp_path):
         build("VBPR+MRdIB (paper)", tmp_path, weighting="auto", weight_bounds="[1, 0.1]")
     with pytest.raises(ConfigError, match="weighting"):
         build("VBPR+MRdIB (paper)", tmp_path, weighting="automatic")
+
+
+def test_nothing_to_balance_against_is_told(tmp_path):
+    """FREEDOM's representations are in its unimodal losses alone: without these, automatic weights would stay at their start for good."""
+    model, splits = build("FREEDOM+MRdIB (paper)", tmp_path, weighting="auto", reg_weight=0.0)
+    model.train()
+    model.before_epoch(0)
+    with pytest.raises(ConfigError, match="no gradient to its representations"):
+        model.calculate_loss(next(iter(splits.train)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import full_precision
 
 TERMS = ("rate", "redundant", "unique")
@@ -81,11 +82,19 @@ class AutoWeights(nn.Module):
             rec: () the backbone's loss.
             terms: term -> its loss () without its weight.
             z: the representations.
+
+        Raises:
+            ConfigError: `rec` does not depend on them.
         """
         with full_precision(
             rec
         ):  # a backward pass within autocast would multiply in half precision what its forward did not
             pull, pulls = _norm(rec, z), {name: _norm(loss, z) for name, loss in terms.items()}
+        if float(pull) == 0:
+            raise ConfigError(
+                "--weighting=auto: the backbone's loss sends no gradient to its representations (as FREEDOM's with --reg_weight=0), so there is nothing "
+                "to balance against; choose --weighting=fixed, or give that loss a weight"
+            )
         for name, own in pulls.items():
             wanted = torch.log(self.shares[name] * pull / own)
             now = self.log_alpha[self.terms.index(name)]
