@@ -104,6 +104,15 @@ def test_it_is_trained_recommended_from_and_exported(installed, data, tmp_path, 
     with np.load("e.npz") as arrays:
         pooled = np.maximum(arrays["item_a"], arrays["item_b"])
         np.testing.assert_allclose(arrays["items"], pooled, rtol=1e-6)
+    variant = next(Path("runs").glob("Pooled+MRdIB-toy-*"))
+    capsys.readouterr()
+    assert cli.main(["explain", str(variant), "--user", "3", "--top", "2", "--json"]) == 0
+    for entry in (told := json.loads(capsys.readouterr().out))["items"]:
+        content = sum(entry["modalities"].values())
+        assert entry["modalities"].keys() == {"a", "b"}
+        assert entry["score"] == pytest.approx(entry["backbone"] + content)
+        assert sum(part for _, part in entry["history"]) == pytest.approx(content, abs=1e-6)
+    assert told["user"] == "3" and len(told["items"]) == 2
     assert cli.main(["tune", "--model", "Pooled", "--trials", "2", *given[:-1]]) == 0
     best = yaml.safe_load(Path("tuned/Pooled-toy/best.yaml").read_text())
     assert best.keys() == {"pooling", "learning_rate"} and best["pooling"] in ("mean", "max")
