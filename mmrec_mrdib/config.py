@@ -154,7 +154,7 @@ class Config(recbole.config.Config):
             *registry.property_files(backbone or model),
             ours / f"dataset/{dataset}.yaml",
         ]
-        self.internal_config_dict: dict[str, Any] = {}
+        self.internal_config_dict: dict[str, Any] = {"preset": None} if backbone else {}
         for file in files:
             if file.is_file():
                 self.internal_config_dict |= copy.deepcopy(_shipped(file))

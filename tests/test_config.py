@@ -129,6 +129,28 @@ def test_registry_files_and_properties_agree():
         assert isinstance(yaml.load(file.read_text(), Loader=Loader), dict), file
 
 
+def test_presets_change_what_they_are_named_for_and_nothing_else():
+    """All of them but 'paper', see tests/test_mrdib.py."""
+    changes = {
+        "mrdib-joint": {"training": "joint"},
+        "mrdib-bottleneck": {"rate_weight": 0.1},
+        "mrdib-noise": {"sigma": "constant", "init_log_var": -1.4},
+        "mrdib-redundant": {"redundant_weight": 0.1},
+        "mrdib-synergistic": {"unique_weight": 0.0},
+        "mrdib-unique": {"synergy_weight": 0.0},
+        "mrdib-shuffled": {"content_control": "shuffle"},
+        "content-shuffled": {"content_control": "shuffle"},
+    }
+    for kind, (plugin, preset) in registry.kinds().items():
+        if preset is None or kind == "mrdib-paper":
+            continue
+        default, config = (
+            make_config(registry.Variant("VBPR", plugin, name).name, "ml-100k") for name in (None, preset)
+        )
+        found = {k: v for k, v in config.internal_config_dict.items() if default.internal_config_dict.get(k) != v}
+        assert found == changes[kind]
+
+
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
     ours = {*registry.MODELS, *registry.BASELINES, "MRdIB-paper"}

@@ -27,7 +27,7 @@ def test_every_backbone_inherits_the_contract(name):
 def test_every_model_is_tested_searched_and_told(name):
     assert f'"{name}"' in TESTS
     assert registry.property_file("search", name).is_file()
-    assert registry.property_files(name)
+    assert registry.property_files(name) or name == "Random"  # it has no parameter
     assert re.search(rf"\b{name}\b", DOCS)
 
 
