@@ -135,9 +135,11 @@ def test_a_run_interrupted_at_its_very_end_resumes_to_the_same_result(fit, monke
     assert len(whole["epochs"]) == 4 and 0 < whole["test"]["itemcoverage@5"] <= 1
 
 
-@pytest.mark.parametrize("model", [*MODELS, *BASELINES, "BPR"])
+@pytest.mark.parametrize("model", [*MODELS, *(m for m in BASELINES if m != "ItemKNNCBF")])  # which is not trained
 def test_mixed_precision_trains(toy, tmp_path, model):
     plug = {"weighting": "auto", "synergy_weight": 0.1} if model in MODELS else {}
+    if model == "DAMRS":  # whose loss does not hold z
+        plug["weighting"] = "fixed"
     values = {"data_path": str(toy), "epochs": 1, "train_batch_size": 64, "embedding_size": 8, **plug}
     losses = []
     for amp in (True, False):
@@ -277,7 +279,7 @@ def test_a_diverged_run_is_told_by_the_exit_code_and_fails_on_a_board(fit, toy, 
     monkeypatch.undo()
     payload = {
         "kind": "train", "model": "VBPR", "dataset": "toy", "seed": 3, "config_files": [], "runs": str(tmp_path / "runs"),
-        "values": {"data_path": str(toy), "epochs": 6, **TOPK, **VBPR_REG},
+        "values": {"data_path": str(toy), "epochs": 6, **TOPK, **VBPR_REG}, "fresh": False, "only_complete": False,
     }  # fmt: skip
     with pytest.raises(NonFiniteLossError, match="diverged at epoch 2"):
         leaderboard.work(payload)
