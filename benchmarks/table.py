@@ -65,11 +65,11 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.model}{'+MRdIB' if self.plugged else ''}-{self.table}"
+        return f"{self.model}{'+MRdIB-paper' if self.plugged else ''}-{self.table}"
 
     def command(self, options: argparse.Namespace) -> list[str]:
         dataset, modalities, epochs = (TABLES | DEFAULTS)[self.table]
-        command = [sys.executable, str(ROOT / "run_mrdib.py"), "--model", self.model, "--dataset", dataset]
+        command = [sys.executable, str(ROOT / "run_mrdib.py"), "--model", f"{self.model}+MRdIB (paper)" if self.plugged else self.model, "--dataset", dataset]
         if dataset != "ml-100k":
             command += ["--data_path", options.data_path]
         if modalities and registry.is_multimodal(self.model):
