@@ -70,6 +70,8 @@ def shaped(key: str, value: Any, default: Any) -> Any:
     where text is expected."""
     if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if key.endswith("_inter_num_interval") and isinstance(value, list) and len(value) == 2:
+        return f"[{value[0]},{value[1]}]"  # an interval without quotes, which YAML reads as a list
     if (
         key == "train_neg_sample_args"
         and isinstance(value, Mapping)
