@@ -69,7 +69,14 @@ class Cell:
 
     def command(self, options: argparse.Namespace) -> list[str]:
         dataset, modalities, epochs = (TABLES | DEFAULTS)[self.table]
-        command = [sys.executable, str(ROOT / "run_mrdib.py"), "--model", f"{self.model}+MRdIB (paper)" if self.plugged else self.model, "--dataset", dataset]
+        command = [
+            sys.executable,
+            str(ROOT / "run_mrdib.py"),
+            "--model",
+            f"{self.model}+MRdIB (paper)" if self.plugged else self.model,
+            "--dataset",
+            dataset,
+        ]
         if dataset != "ml-100k":
             command += ["--data_path", options.data_path]
         if modalities and registry.is_multimodal(self.model):

@@ -96,7 +96,9 @@ class Config(recbole.config.Config):
         if self.positives_alone and given.get("train_neg_sample_args") is not None:
             named = given.get("backbone", self["model"])
             raise ConfigError(f"--train_neg_sample_args: no effect here: {named} is trained without negatives")
-        fixed = not self["benchmark_filename"] and inter.is_file() and mmrec.is_mmrec(inter, self["encoding"] or "utf-8")
+        fixed = (
+            not self["benchmark_filename"] and inter.is_file() and mmrec.is_mmrec(inter, self["encoding"] or "utf-8")
+        )
         parameters.check_layout(self, given, self.internal_config_dict, fixed, str(self._dataset_folder))
 
     @property

@@ -511,7 +511,7 @@ def test_killed_at_any_moment_nothing_is_lost(data, tmp_path):
     } == complete
     assert len(list(runs.glob("*/result.json"))) == 4 == len([p for p in runs.glob("VBPR*") if p.is_dir()])
     disturbed = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
-    undisturbed = spec(data, tmp_path / "other", models=("VBPR",), datasets=("toy",), seeds=(1, 2),
+    undisturbed = spec(data, tmp_path / "other", models=("VBPR",), datasets=("toy",), seeds=(1, 2), variants=("plain", "mrdib"),
                        values={"epochs": 40, "stopping_step": 40, "embedding_size": 8})  # fmt: skip
     expected = board(undisturbed, execute(undisturbed, InProcess()))
     assert [r["values"] for r in disturbed["rows"]] == [r["values"] for r in expected["rows"]]

@@ -120,7 +120,9 @@ class ContractTests:
 
     def test_losses_are_in_full_precision_whatever_the_autocast(self, tmp_path: Path, modalities: int) -> None:
         """Under mixed precision embeddings may be halves; every loss is what it is in float32 of the same embeddings."""
-        weighting = "fixed" if self.idle else "auto"  # of a loss that does not hold z there is nothing to balance against
+        weighting = (
+            "fixed" if self.idle else "auto"
+        )  # of a loss that does not hold z there is nothing to balance against
         model, splits = build(
             self.model + "+MRdIB (paper)", tmp_path, modalities, weighting=weighting, synergy_weight=0.1
         )
