@@ -594,7 +594,8 @@ def parts_of(text: str) -> tuple[str, ...]:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command as others would give it: folders by their names in the help, and without what does not change a table."""
+    """The command as others would give it: files and folders by their names in the help, and without what does not change
+    a table. Further files of --boards have no option before them and are left out: one name stands for all."""
     folders = {
         action.option_strings[0]: action.metavar
         for action in parser()._actions
@@ -603,7 +604,7 @@ def command(arguments: Sequence[str]) -> str:
     given = parameters.joined(arguments, set())
     out = []
     for option, _, value in (argument.partition("=") for argument in given):
-        if option not in ("--parts", "--jobs", "--docs", "--no_training"):
+        if option.startswith("--") and option not in ("--parts", "--jobs", "--docs", "--no_training"):
             out.append(f"{option}={folders.get(option, value)}" if value else option)
     return " ".join(["python -m benchmarks.study", *out])
 
