@@ -373,9 +373,11 @@ def test_rows_of_a_board(tiny, tmp_path):
         data_path=str(tiny), runs=tmp_path, metrics=("recall@5",),
     )  # fmt: skip
     found = leaderboard.execute(spec, InProcess())
-    assert [c.model for c in found] == ["Pop", "ItemKNN", "EASE", "BPR"] and not any(c.failures for c in found)
-    assert ["embedding_size" in c.values for c in found] == [False, False, False, True]
-    for cell in found[:3]:  # nothing is drawn: all seeds are one
+    plain, variants = found[::2], found[1::2]
+    assert [c.model for c in plain] == ["Pop", "ItemKNN", "EASE", "BPR"] and not any(c.failures for c in found)
+    assert [c.model for c in variants] == [f"{c.model}+MRdIB" for c in plain]
+    assert ["embedding_size" in c.values for c in plain] == [False, False, False, True]
+    for cell in plain[:3]:  # nothing is drawn: all seeds are one
         first, second = (cell.results[seed]["test"] for seed in (1, 2))
         assert first == second and first["recall@5"] > 0
     board = json.dumps(leaderboard.board(spec, found), default=str)

@@ -146,7 +146,7 @@ def _effect(test: Mapping[str, Any] | None) -> str:
 NOTE = (
     "Test split, read once a run, at the epoch best on validation; mean ± standard deviation over seeds. Bold: a gain over the plain backbone "
     "that is significant: all seeds asked for are there, five or more, and both the paired bootstrap over users and the paired t-test over seeds have p < 0.05 "
-    "after Holm's correction over the whole board. Smallest: the gain, by metric, from which on this board would have called it significant."
+    "after Holm's correction over the whole board. Smallest: the gain, by metric, from which this board would have called it significant."
 )
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import gather_rows, propagate_mean
+from mmrec_mrdib.graphs import full_precision, gather_rows, propagate_mean
 from mmrec_mrdib.losses import frobenius, mean_cosines
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
 from mmrec_mrdib.schema import Settings
@@ -95,8 +95,11 @@ class BM3(MultimodalRecommender):
         aligned = mean_cosines(emb.users, at_users, item) + mean_cosines(emb.items, at_items, user)
         parts = {"bootstrap": 2 - aligned}
         if settings.modality_weight:
+            with full_precision(item):
+                guesses = [self.predictor(z.float()) for z in enc.z.values()]
             agree = [
-                2 - mean_cosines(self.predictor(z), at_items, item, self.target(z, at_items)) for z in enc.z.values()
+                2 - mean_cosines(guess, at_items, item, self.target(z, at_items))
+                for guess, z in zip(guesses, enc.z.values(), strict=True)
             ]
             parts["modalities"] = settings.modality_weight * torch.stack(agree).sum()
         if settings.reg_weight:

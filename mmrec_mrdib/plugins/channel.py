@@ -121,7 +121,8 @@ class Channel(Plugin):
             return emb.users[users] @ emb.items.T
         scores = self.host_scores(users)
         if self.reads_content:
-            scores = torch.addmm(scores, self.profiles(users) * self.weight, self.catalogue()[1].T)
+            items = self.catalogue()[1]  # scores of Pop and of others that count are in float64
+            scores = torch.addmm(scores.to(items.dtype), self.profiles(users) * self.weight, items.T)
         return scores
 
     def predict(self, interaction: Any) -> Tensor:
