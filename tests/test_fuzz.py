@@ -201,7 +201,7 @@ def test_no_pickle_is_ever_executed(toy, tmp_path, monkeypatch, capsys):
     ]
     arguments += ["--valid_metric=Recall@5", "--runs", str(tmp_path / "runs"), "--quiet"]
     assert cli.main(["train", *arguments]) == 0
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("DualGNN*")
     objects = np.array([[Trap(sprung)] * 3] * 30, dtype=object)
     # graph caches
     for path in (tmp_path / "cache" / "graphs").iterdir():

@@ -72,6 +72,7 @@ def test_run_folder(fit):
 # FREEDOM draws its graph anew each epoch, SOIL's learning rate depends on the epoch.
 @pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)", "FREEDOM", "SOIL+MRdIB (paper)"])
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(fit, monkeypatch, tmp_path, model, caplog):
+    caplog.set_level("INFO", "mmrec_mrdib")  # a command of another test may have set it, which is for its process
     fit = functools.partial(fit, model)
     whole = fit(runs="whole")
     epoch = MRdIBTrainer._train_epoch
