@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.losses import margin
-from mmrec_mrdib.mrdib.encoder import Gaussian, Linear, _Sample
+from mmrec_mrdib.mrdib.encoder import Gaussian, Linear, _Sample, standardisation
 from mmrec_mrdib.mrdib.estimators.mine import MINE
 from mmrec_mrdib.mrdib.objectives.rate import rate
 from mmrec_mrdib.mrdib.objectives.redundant import Redundancy
@@ -241,6 +241,18 @@ def test_own_encoders_are_blind_to_shift_and_scale_of_the_columns():
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     still = torch.cat([x, torch.full((len(x), 1), 3.0)], 1)  # a column that says nothing
     torch.testing.assert_close(Linear(still, 3)(still)[1:].abs(), a.abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_rounding_of_a_constant_column_is_no_feature():
+    torch.manual_seed(0)
+    x = torch.randn(4001, 3)
+    x[:, 1], x[0] = 1000.1, 0.0  # its mean is rounded, so that its standard deviation need not be 0
+    x[:, 2] = 2 * x[:, 2] + 5
+    mean, inverse_std = standardisation(x)
+    assert inverse_std[1] == 0
+    z = ((x[1:] - mean) * inverse_std).double()
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.square().mean(0), torch.tensor([1.0, 0.0, 1.0]).double(), rtol=0, atol=1e-4)
 
 
 def test_the_rate_of_all_is_that_of_a_batch_with_every_item(tmp_path):

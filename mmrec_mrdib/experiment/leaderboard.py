@@ -30,7 +30,7 @@ from mmrec_mrdib.experiment.run import display_name, is_staged, make_config, pre
 from mmrec_mrdib.experiment.tables import NEW, csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
 from mmrec_mrdib.paths import write_atomically
-from mmrec_mrdib.schema import DataSettings
+from mmrec_mrdib.schema import DataSettings, read_yaml
 from mmrec_mrdib.significance import (
     RESAMPLES,
     Outcome,
@@ -145,6 +145,9 @@ def cells(spec: Spec) -> Iterator[Cell]:
     if spec.trials and spec.only_complete:
         raise ConfigError("only_complete trains nothing, and so does not tune; leave one of them")
     plugins = frozenset().union(*map(registry.parameters, registry.PLUGINS))
+    if "plain" in spec.variants:
+        _check_files(spec, plugins)
+    theirs = plugins.union(*map(registry.parameters, spec.models)) - known_keys()
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
@@ -154,18 +157,17 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 if spec.data_path is not None and not _built_in(dataset, spec.data_path):
                     values["data_path"] = spec.data_path
                 # A parameter that only some models of the board have, or a plug-in, is for those (Pop has no embedding_size).
-                theirs = plugins.union(*map(registry.parameters, spec.models)) - known_keys()
                 plain = {k: v for k, v in values.items() if k not in theirs - registry.parameters(base)}
                 own = registry.parameters(registry.variant(name).plugin or "")
                 values = plain | {k: v for k, v in values.items() if k in own}
                 cell = Cell(name, dataset, values)
-                config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
+                config = make_config(cell.model, dataset, spec.seeds[0], spec.config_files, values)
                 if plugged and config["encoders"] == "backbone":
                     if not registry.is_multimodal(base):
                         continue  # it has no encoders
                     if spec.weights == "auto":
                         cell.values = values = values | {"weighting": "auto"}
-                        config = make_config(cell.model, dataset, spec.seeds[0], _files(spec, plugged), values)
+                        config = make_config(cell.model, dataset, spec.seeds[0], spec.config_files, values)
                 _check_metrics(spec, config)
                 if plugged and is_staged(config):
                     cell.host = (base, plain)
@@ -178,18 +180,13 @@ def cells(spec: Spec) -> Iterator[Cell]:
                 yield cell
 
 
-def _files(spec: Spec, plugged: bool) -> tuple[str, ...]:
-    if not plugged and spec.config_files:
-        from mmrec_mrdib.schema import read_yaml
-
-        ours = frozenset().union(*map(registry.parameters, registry.PLUGINS))
-        for file in spec.config_files:
-            given = sorted(ours & set(read_yaml(Path(file))))
-            if given and "plain" in spec.variants:
-                raise ConfigError(
-                    f"{file}: {', '.join(given)} is a parameter of plug-ins alone; give it as --{given[0]}=VALUE"
-                )
-    return spec.config_files
+def _check_files(spec: Spec, of_plugins: frozenset[str]) -> None:
+    """A plain model would refuse them as unknown, without a word on what to do."""
+    for file in spec.config_files:
+        if given := sorted(of_plugins & set(read_yaml(Path(file)))):
+            raise ConfigError(
+                f"{file}: {', '.join(given)} is a parameter of plug-ins alone; give it as --{given[0]}=VALUE"
+            )
 
 
 def _built_in(dataset: str, data_path: str) -> bool:
@@ -218,7 +215,7 @@ def work(payload: Mapping[str, Any]) -> dict[str, Any]:
             payload["model"], payload["dataset"], payload["trials"], payload["values"], payload["config_files"], payload["storage"],
             Path(payload["runs"]), payload["seed"], payload["space"], pruning=payload["pruning"], fresh=fresh,
         )  # fmt: skip
-        return tuned._asdict() if hasattr(tuned, "_asdict") else dict(vars(tuned))
+        return vars(tuned)
     config = make_config(
         payload["model"], payload["dataset"], payload["seed"], payload["config_files"], payload["values"]
     )

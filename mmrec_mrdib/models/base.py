@@ -255,6 +255,10 @@ class MultimodalRecommender(GeneralRecommender, ABC):
         """`items_to_encode` of a model whose step needs the batch's items alone."""
         return batch.items if is_large(self.n_items, len(batch.users)) else None
 
+    def only_distinct_users(self, batch: Batch) -> Tensor | None:
+        """`users_to_read` of a model whose step needs the batch's users alone."""
+        return batch.distinct_users if is_large(self.n_users, len(batch.users)) else None
+
     def row_tables(self) -> list[nn.Parameter]:
         """Tables of users or items that a training step reads by `optim.rows` alone where they are large (see `is_large`), so
         that the trainer may update just these rows (see `optim.RowAdam`)."""

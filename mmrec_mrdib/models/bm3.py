@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import full_precision, gather_rows, propagate_mean
 from mmrec_mrdib.losses import frobenius, mean_cosines
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out, is_large
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out
 from mmrec_mrdib.schema import Settings
 
 
@@ -75,7 +75,7 @@ class BM3(MultimodalRecommender):
         return self.only_distinct(batch)
 
     def users_to_read(self, batch: Batch) -> Tensor | None:
-        return batch.distinct_users if is_large(self.n_users, len(batch.users)) else None
+        return self.only_distinct_users(batch)
 
     def propagate(self, enc: Encoded) -> Embeddings:
         nodes = propagate_mean(self.graph, torch.cat([self.users, self.items]), self.settings.n_layers)

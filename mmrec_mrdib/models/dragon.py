@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from mmrec_mrdib.graphs import mixed_neighbours
 from mmrec_mrdib.models.dualgnn import UserGraphModel, UserGraphSettings
-from mmrec_mrdib.models.freedom import modality_weights
+from mmrec_mrdib.models.freedom import ItemGraphSettings, mixed_item_graph
 
 
-class DRAGONSettings(UserGraphSettings):
+class DRAGONSettings(UserGraphSettings, ItemGraphSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/DRAGON.yaml")
-
-    n_item_layers: int = Field(ge=0)
-    """Propagations over the item-item graph."""
-    knn_k: int = Field(ge=1)
-    """Neighbours of an item in a modality's graph, itself included."""
-    knn_method: Literal["auto", "exact", "approximate"]
-    """How they are found, see `graphs.nearest`."""
-    modality_weights: dict[str, float] | None = None
-    """Share of each modality's graph in the item-item graph; they sum to 1."""
 
 
 class DRAGON(UserGraphModel):
@@ -49,9 +38,7 @@ class DRAGON(UserGraphModel):
     settings_class = DRAGONSettings
 
     def build(self, settings: DRAGONSettings) -> None:
-        weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.known_features(m) for m in self.modalities}
-        self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
+        self.item_graph = mixed_item_graph(self, settings)
         self.n_item_layers = settings.n_item_layers
 
     def fuse(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,9 @@ from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecomm
 from mmrec_mrdib.schema import Settings
 
 
-class FREEDOMSettings(Settings):
-    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/FREEDOM.yaml")
+class ItemGraphSettings(Settings):
+    """What FREEDOM, DRAGON, PGL and MENTOR have in common: the frozen item-item graph."""
 
-    embedding_size: int = Field(ge=1)
-    """d."""
-    n_layers: int = Field(ge=0)
-    """Propagations over the user-item graph."""
     n_item_layers: int = Field(ge=0)
     """Propagations over the item-item graph."""
     knn_k: int = Field(ge=1)
@@ -31,6 +27,15 @@ class FREEDOMSettings(Settings):
     """How they are found, see `graphs.nearest`."""
     modality_weights: dict[str, float] | None = None
     """Share of each modality's graph in the item-item graph; they sum to 1."""
+
+
+class FREEDOMSettings(ItemGraphSettings):
+    files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/FREEDOM.yaml")
+
+    embedding_size: int = Field(ge=1)
+    """d."""
+    n_layers: int = Field(ge=0)
+    """Propagations over the user-item graph."""
     edge_dropout: float = Field(ge=0, lt=1)
     """rho, the share of user-item edges left out in an epoch."""
     reg_weight: float = Field(ge=0)
@@ -67,9 +72,7 @@ class FREEDOM(MultimodalRecommender):
         self.pruner = Pruner(interactions)
         self.graph = interactions.normalised("both").both_ways().matrix()
         self.pruned: SparseMatrix | None = None
-        weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.known_features(m) for m in self.modalities}
-        self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
+        self.item_graph = mixed_item_graph(self, settings)
         self.users = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
         self.items = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_items, d)))
         for m, dims in self.feature_dims.items():
@@ -105,6 +108,13 @@ class FREEDOM(MultimodalRecommender):
             of_modalities = [bpr(batch.margins(emb.users, z, enc)) for z in enc.z.values()]
             parts["modalities"] = self.reg_weight * torch.stack(of_modalities).sum()
         return parts
+
+
+def mixed_item_graph(model: MultimodalRecommender, settings: ItemGraphSettings) -> SparseMatrix:
+    """S = sum_m w_m L(kNN_k(X^m)), (I, I), of the model's features."""
+    weights = modality_weights(settings.modality_weights, model.modalities)
+    features = {m: model.known_features(m) for m in model.modalities}
+    return mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
 
 
 def modality_weights(given: dict[str, float] | None, modalities: tuple[str, ...]) -> dict[str, float]:

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import gather_rows, mixed_neighbours
+from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.losses import bpr, info_nce_against_all, moment_gaps
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
-from mmrec_mrdib.models.freedom import modality_weights
+from mmrec_mrdib.models.freedom import ItemGraphSettings, mixed_item_graph
 from mmrec_mrdib.models.shared import perturbed
-from mmrec_mrdib.schema import Settings
 
 
-class MENTORSettings(Settings):
+class MENTORSettings(ItemGraphSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/MENTOR.yaml")
 
     embedding_size: int = Field(ge=1)
     """d, of each modality."""
     n_layers: int = Field(ge=0)
     """Propagations over the user-item graph."""
-    n_item_layers: int = Field(ge=0)
-    """Propagations over the item-item graph."""
-    knn_k: int = Field(ge=1)
-    """Neighbours of an item in a modality's graph, itself included."""
-    knn_method: Literal["auto", "exact", "approximate"]
-    """How they are found, see `graphs.nearest`."""
-    modality_weights: dict[str, float] | None = None
-    """Share of each modality's graph in the item-item graph; they sum to 1."""
     reg_weight: float = Field(ge=0)
     """lambda, the weight of the mean squares of preferences and fusion weights."""
     align_weight: float = Field(ge=0)
@@ -99,9 +90,7 @@ class MENTOR(MultimodalRecommender):
         settings = self.settings = MENTORSettings.from_config(config)
         d = settings.embedding_size
         self.graph = self.interactions(dataset).normalised("both").both_ways().matrix()
-        weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.known_features(m) for m in self.modalities}
-        self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
+        self.item_graph = mixed_item_graph(self, settings)
         self.preferences = nn.ParameterDict()
         for m, dims in self.feature_dims.items():
             self.preferences[m] = nn.init.xavier_normal_(nn.Parameter(torch.empty(self.n_users, d)))

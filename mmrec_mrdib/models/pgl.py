@@ -15,31 +15,21 @@ from mmrec_mrdib.graphs import (
     SparseMatrix,
     cached,
     gather_rows,
-    mixed_neighbours,
     principal,
     propagate_mean,
 )
 from mmrec_mrdib.losses import bpr, info_nce
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
-from mmrec_mrdib.models.freedom import modality_weights
-from mmrec_mrdib.schema import Settings
+from mmrec_mrdib.models.freedom import ItemGraphSettings, mixed_item_graph
 
 
-class PGLSettings(Settings):
+class PGLSettings(ItemGraphSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "model/PGL.yaml")
 
     embedding_size: int = Field(ge=1)
     """d, of each modality."""
     n_layers: int = Field(ge=0)
     """Propagations over the user-item graph."""
-    n_item_layers: int = Field(ge=0)
-    """Propagations over the item-item graph."""
-    knn_k: int = Field(ge=1)
-    """Neighbours of an item in a modality's graph, itself included."""
-    knn_method: Literal["auto", "exact", "approximate"]
-    """How they are found, see `graphs.nearest`."""
-    modality_weights: dict[str, float] | None = None
-    """Share of each modality's graph in the item-item graph; they sum to 1."""
     principal_graph: Literal["local", "global"]
     """What training propagates over: edges drawn anew each epoch, or a part of the spectrum."""
     keep_edges: float = Field(gt=0, le=1)
@@ -102,9 +92,7 @@ class PGL(MultimodalRecommender):
                     f"{d // 2 - d // 8 + 1} and later ones; choose a smaller width, or --principal_graph=local"
                 )
             self.pruned = spectrum.both_ways().matrix()
-        weights = modality_weights(settings.modality_weights, self.modalities)
-        features = {m: self.known_features(m) for m in self.modalities}
-        self.item_graph = mixed_neighbours(features, weights, settings.knn_k, settings.knn_method).matrix()
+        self.item_graph = mixed_item_graph(self, settings)
         self.preferences = nn.ParameterDict()
         for m, dims in self.feature_dims.items():
             self.preferences[m] = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.losses import bpr, frobenius
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, is_large
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.optim import rows
 from mmrec_mrdib.schema import Settings
 
@@ -55,7 +55,7 @@ class VBPR(MultimodalRecommender):
         return self.only_distinct(batch)
 
     def users_to_read(self, batch: Batch) -> Tensor | None:
-        return batch.distinct_users if is_large(self.n_users, len(batch.users)) else None
+        return self.only_distinct_users(batch)
 
     def row_tables(self) -> list[nn.Parameter]:
         return [self.users, self.items]

@@ -100,6 +100,15 @@ class Gaussian(EncodingStage):
         return z, mean, kl
 
 
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(D,) mean and 1 / standard deviation of the columns of (I, D), without the padding row 0. For a constant column the second is 0: its
+    rounding must not be blown up to unit variance."""
+    known = features[1:].float()
+    mean, std = known.mean(0), known.std(0, correction=0)
+    varies = std > 1e-6 * torch.maximum(std.max(), mean.abs())
+    return mean, torch.where(varies, 1 / std, 0.0)
+
+
 class Linear(nn.Module):
     """mu(x) = W (x - mean) / std + b, (R, D) -> (R, d), for models that have no encoder of their own.
 
@@ -117,9 +126,8 @@ class Linear(nn.Module):
     def __init__(self, features: Tensor, width: int) -> None:
         super().__init__()
         known = features[1:].float()
-        std = known.std(0, correction=0)
-        self.register_buffer("mean", known.mean(0))
-        self.register_buffer("inverse_std", torch.where(std > 1e-6 * std.max(), 1 / std, 0.0))
+        for name, value in zip(("mean", "inverse_std"), standardisation(features), strict=True):
+            self.register_buffer(name, value)
         x = (known - self.mean) * self.inverse_std
         k = min(width, *x.shape)
         with torch.random.fork_rng(devices=[]):  # the same components whatever was drawn before

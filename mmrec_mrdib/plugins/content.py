@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from recbole.utils import ModelType
 from torch import Tensor
 
+from mmrec_mrdib.mrdib.encoder import standardisation
 from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
 
 
@@ -33,10 +33,9 @@ class Content(Channel):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         for m in self.modalities:
-            known = self.features(m)[1:]
-            std = known.std(0, correction=0)
-            self.register_buffer(f"mean_{m}", known.mean(0), persistent=False)
-            self.register_buffer(f"inverse_std_{m}", torch.where(std > 0, 1 / std, 0.0), persistent=False)
+            mean, inverse_std = standardisation(self.features(m))
+            self.register_buffer(f"mean_{m}", mean, persistent=False)
+            self.register_buffer(f"inverse_std_{m}", inverse_std, persistent=False)
 
     def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: (x - getattr(self, f"mean_{m}")) * getattr(self, f"inverse_std_{m}") for m, x in features.items()}
