@@ -208,3 +208,31 @@ def test_new_users_by_hand(folder, tmp_path):
     for name, values in recalls.items():
         assert judged[name]["recall@5"] == pytest.approx(np.mean(values)), name
     assert judged["users"] == len(recalls["histories"]) and judged["unknown"] == 0
+
+
+def test_boards_as_one_keep_the_row_of_most_seeds_and_say_what_is_incomplete(tmp_path):
+    def board(variant, seeds, mean):
+        row = {"dataset": "baby", "backbone": "A", "variant": variant, "model": f"A{variant}", "status": "complete"}
+        compared = {"dataset": "baby", "model": f"A{variant}", "gain": mean}
+        return {
+            "codes": [f"code {len(seeds)}"],
+            "seeds": seeds,
+            "rows": [{**row, "seeds": seeds, "mean": mean}],
+            "comparisons": [compared],
+        }
+
+    boards = [board("+X", [1, 2], 0.1), board("+X", [1, 2, 3], 0.2), board("+Y", [1, 2], 0.3)]
+    files = [tmp_path / f"{n}.json" for n in range(3)]
+    for file, content in zip(files, boards, strict=True):
+        file.write_text(json.dumps(content))
+    one = study.Study(None, tmp_path, tmp_path, 1, True, "", boards=tuple(files)).given()
+    assert [(r["model"], r["mean"], r["status"]) for r in one["rows"]] == [
+        ("A+X", 0.2, "complete"), ("A+Y", 0.3, "incomplete"),
+    ]  # fmt: skip
+    assert [c["gain"] for c in one["comparisons"]] == [0.2, 0.3]
+    assert one["seeds"] == [1, 2, 3] and one["codes"] == ["code 2", "code 3"]
+
+
+def test_the_command_names_files_and_folders_once():
+    told = study.command(["--boards", "/x/a.json", "/x/b.json", "--output", "/x/out", "--parts=main", "--jobs=2"])
+    assert told == "python -m benchmarks.study --boards=FILE.json --output=OUT"
