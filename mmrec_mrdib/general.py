@@ -82,6 +82,23 @@ class OnePass(GeneralRecommender):
     def predict(self, interaction: Any) -> Tensor:
         return self.scores(interaction[self.USER_ID]).gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        return self.unused.sum()
+
+
+class Neighbours(OnePass):
+    """Score of u, j: the sum of S_ij over the items i of u. Subclasses make S, `similarity`, sparse (I, I)."""
+
+    similarity: Any
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.history = dataset.inter_matrix(form="csr").astype(np.float32)
+
+    def scores(self, users: Tensor) -> Tensor:
+        found = self.history[users.cpu().numpy()] @ self.similarity
+        return torch.from_numpy(found.toarray()).to(users.device)
+
 
 class Pop(OnePass):
     """Score of an item: its share of the most popular item's training interactions.
@@ -122,7 +139,7 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-class ItemKNN(OnePass):
+class ItemKNN(Neighbours):
     """Score of u, i: the sum of cosine similarities of i's `k` nearest items to those that u has (Aiolli, RecSys 2013).
 
     `shrink` is added to the product of the norms, as in RecBole's class. That one loops over items and keeps all users' scores; here
@@ -134,12 +151,7 @@ class ItemKNN(OnePass):
         k, shrink = config["k"], config["shrink"]
         if k < 1 or shrink < 0:
             raise ConfigError(f"--k={k} --shrink={shrink}: expected k of 1 or more and shrink of 0 or more")
-        self.history = dataset.inter_matrix(form="csr").astype(np.float32)
         self.similarity = _nearest(self.history, min(k, self.n_items), shrink)
-
-    def scores(self, users: Tensor) -> Tensor:
-        found = self.history[users.cpu().numpy()] @ self.similarity
-        return torch.from_numpy(found.toarray()).to(users.device)
 
 
 class EASE(OnePass):

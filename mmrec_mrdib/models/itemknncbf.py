@@ -6,18 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmrec_mrdib import compat
 from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.general import Neighbours
 from mmrec_mrdib.graphs import shrunk_neighbours
-from mmrec_mrdib.models.base import MultimodalRecommender
 from mmrec_mrdib.schema import Settings
-
-compat.activate()
-
-from recbole.model.abstract_recommender import GeneralRecommender
-from recbole.utils import InputType, ModelType
 
 
 class ItemKNNCBFSettings(Settings):
@@ -29,21 +23,18 @@ class ItemKNNCBFSettings(Settings):
     """What is added to the product of two items' norms."""
 
 
-class ItemKNNCBF(GeneralRecommender):
+class ItemKNNCBF(Neighbours):
     """s(u, j) = sum of S_ij over the items i of u; nothing is trained: the model is ready when it is made.
 
     S_ij = <x_i, x_j> / (|x_i| |x_j| + shrink), x the features of all modalities side by side; of each row i the `knn_k` largest are kept.
     M >= 1. Scale matters: the modality of the larger norms decides the neighbours, and `shrink` is to be seen beside the squares of the
     norms; `feature_norm` says how features are scaled (public code: none).
 
-    There are no embeddings and no z, so there is nothing that a plug-in could wrap.
+    There is no z: plug-ins bring encoders of their own.
 
     Deviations: neighbours are those of the item that the user has, as in public multimodal code; the paper's code keeps the largest of each
     candidate's column. Items without features (rows of zeros) are nobody's neighbours.
     """
-
-    type = ModelType.TRADITIONAL
-    input_type = InputType.POINTWISE
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -54,27 +45,7 @@ class ItemKNNCBF(GeneralRecommender):
                 f"ItemKNNCBF needs item features, but '{config['dataset']}' has none; expected <modality>_feat.npy in its folder"
             )
         joined = torch.cat(list(features.values()), 1)
-        self.neighbours = shrunk_neighbours(joined, settings.knn_k, settings.shrink).matrix()  # S
-        self.taken = MultimodalRecommender.interactions(dataset).matrix()  # R
-        self.unused = nn.Parameter(torch.zeros(1))  # RecBole's trainer makes an optimiser
-
-    def calculate_loss(self, interaction: Any) -> Tensor:
-        return self.unused.sum()
-
-    def scores(self, users: Tensor) -> Tensor:
-        """(B, I) rows of R S for users (B,), any of them more than once."""
-        crow, n = self.taken.crow, len(users)
-        counts = crow[users + 1] - crow[users]
-        rows = torch.arange(n, device=users.device).repeat_interleave(counts)
-        first = (crow[users] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-        entries = first + torch.arange(len(rows), device=users.device)
-        history = torch.zeros(self.n_items, n, device=users.device)
-        history[self.taken.col[entries], rows] = self.taken.values[entries]
-        return self.neighbours.transposed(history).T.contiguous()
-
-    def predict(self, interaction: Any) -> Tensor:
-        """(B,) scores of the pairs."""
-        return self.scores(interaction[self.USER_ID]).gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
+        self.similarity = shrunk_neighbours(joined, settings.knn_k, settings.shrink).scipy()
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """(B, I) scores of all items for each user."""

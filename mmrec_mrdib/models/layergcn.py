@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import Pruner, SparseMatrix
-from mmrec_mrdib.losses import cosines
+from mmrec_mrdib.losses import cosines, squares
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
 
@@ -77,5 +77,5 @@ class LayerGCN(MultimodalRecommender):
         parts = {"bpr": F.softplus(-batch.margins(emb.users, emb.items, enc)).sum()}
         if self.settings.reg_weight:
             rows = batch.users_of(self.users, enc), *batch.items_of(self.items, enc)
-            parts["l2"] = self.settings.reg_weight / 2 * torch.stack([x.square().sum() for x in rows]).sum()
+            parts["l2"] = self.settings.reg_weight / 2 * squares(*rows)
         return parts

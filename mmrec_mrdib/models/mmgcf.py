@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import Pruner, SparseMatrix, gather_rows, propagate_mean
-from mmrec_mrdib.losses import bpr
+from mmrec_mrdib.losses import bpr, squares
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
 from mmrec_mrdib.schema import Settings
 
@@ -123,6 +123,6 @@ class MMGCF(MultimodalRecommender):
         if self.settings.reg_weight:
             assert batch.negative is not None
             pairs = ((self.users, batch.users), (self.items, batch.positive), (self.items, batch.negative))
-            squares = torch.stack([gather_rows(table, ids).square().sum() for table, ids in pairs]).sum()
-            parts["l2"] = self.settings.reg_weight / (2 * len(batch.users)) * squares
+            rows = [gather_rows(table, ids) for table, ids in pairs]
+            parts["l2"] = self.settings.reg_weight / (2 * len(batch.users)) * squares(*rows)
         return parts

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import SparseMatrix, gather_rows, propagate_mean
-from mmrec_mrdib.losses import mean_cosines
+from mmrec_mrdib.losses import mean_cosines, squares
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, drop_out
 from mmrec_mrdib.schema import Settings
 
@@ -102,6 +102,5 @@ class SelfCF(MultimodalRecommender):
             "items": -mean_cosines(predicted_i, at_items, user) / 2,
         }
         if self.settings.reg_weight:
-            squares = [gather_rows(x, at).square().sum() for x, at in ((u, at_users), (i, at_items))]
-            parts["l2"] = self.settings.reg_weight / 2 * torch.stack(squares).sum()
+            parts["l2"] = self.settings.reg_weight / 2 * squares(gather_rows(u, at_users), gather_rows(i, at_items))
         return parts
