@@ -6,6 +6,7 @@ from mmrec_mrdib import process
 
 process.settle()  # as the command line does: spinning workers make these tests a hundred times slower beside other work
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from mmrec_mrdib.testing.toy import write_mmrec
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell ignores Ctrl-C for what it starts in the background, and tests are about it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
