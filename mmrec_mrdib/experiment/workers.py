@@ -206,7 +206,8 @@ class RayPool:
             import ray
         except ImportError as error:
             raise ConfigError("--executor=ray needs Ray: pip install 'mmrec-mrdib[ray]'") from error
-        self.ray, self.function = ray, function
+        self.ray: Any = ray  # whose stubs know less than its options
+        self.function = function
         environment = {
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -227,7 +228,7 @@ class RayPool:
             raise ConfigError(
                 f"--executor=ray: no Ray cluster found ({reason}); start one with: ray start --head"
             ) from error
-        self.remote = ray.remote(call).options(num_cpus=cpus, max_retries=self.retries)
+        self.remote = self.ray.remote(call).options(num_cpus=cpus, max_retries=self.retries)
         self.keys: dict[Any, str] = {}
 
     def submit(self, key: str, payload: Payload) -> None:
