@@ -152,7 +152,9 @@ def test_contrast_is_the_formula_and_so_is_its_gradient(m, t, candidates):
     assert none.shape == (0,)
     torch.testing.assert_close(only, truth[-1])
     _, only = contrast(users, items[own], items[candidates], blocked, weights, t, widths, alone=False)
-    torch.testing.assert_close(torch.autograd.grad(only, [users, items]), torch.autograd.grad(truth[-1], [users, items]))
+    torch.testing.assert_close(
+        torch.autograd.grad(only, [users, items]), torch.autograd.grad(truth[-1], [users, items])
+    )
 
 
 def test_contrast_by_hand():
