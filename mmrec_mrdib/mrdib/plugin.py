@@ -44,8 +44,6 @@ class MRdIBSettings(ChannelSettings):
     """history: softmax over the items of the batch, or BPR against the sampled negative."""
     contrast_temperature: float = Field(gt=0)
     """Similarities are divided by it, in the softmax and in BPR."""
-    contrast_candidates: int = Field(ge=0)
-    """Items of the batch, drawn anew each step, that the softmax compares with; 0: all."""
     history_cap: int = Field(ge=1)
     """A user's pairs count as this many at most, however many it has."""
     rate_weight: float = Field(ge=0)
@@ -367,11 +365,9 @@ class MRdIB(Channel):
             parts["synergistic"] = alpha_4 * together
 
     def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Some of the distinct positive items of the batch (C,), drawn anew, and (B, C) bool, which of them each pair's user has: these, the
-        pair's own among them, are no negatives."""
+        """The distinct positive items of the batch (C,), and (B, C) bool, which of them each pair's user has: these, the pair's own among
+        them, are no negatives."""
         items = torch.unique(batch.positive)
-        if 0 < self.settings.contrast_candidates < len(items):
-            items = items[torch.randperm(len(items), device=items.device)[: self.settings.contrast_candidates]]
         column = torch.full((self.n_items,), -1, device=items.device)
         column[items] = torch.arange(len(items), device=items.device)
         users, place = torch.unique(batch.users, return_inverse=True)
