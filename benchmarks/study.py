@@ -490,7 +490,7 @@ PARTS = {
             "mrdib",
             "plain",
             "content",
-            *(f"mrdib-{p}" for p in ("unique", "synergistic", "bottleneck", "noise", "redundant")),
+            *(f"mrdib-{p}" for p in ("unique", "both", "bottleneck", "noise", "redundant")),
         ),
         ("LightGCN", "FREEDOM"),
     ),

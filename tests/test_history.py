@@ -176,7 +176,8 @@ def test_contrast_by_hand():
 
 def plugged(tmp_path, **values):
     """VBPR+MRdIB without noise, its histories those above."""
-    model, _ = build("VBPR+MRdIB", tmp_path, init_log_var=-200, min_log_var=-200, content_size=3, **values)
+    values = {"init_log_var": -200, "min_log_var": -200, "content_size": 3, "unique_weight": 1.0, **values}
+    model, _ = build("VBPR+MRdIB", tmp_path, **values)
     model.histories = histories()
     model.n_items = 7
     for m in model.modalities:  # the items above, and no more
