@@ -1,11 +1,12 @@
-"""Pictures of runs: bytes of PNG files. Needs matplotlib (extras `plot` and `report`)."""
+"""Pictures of runs (bytes of PNG files) and of boards (SVG). Needs matplotlib (extras `plot` and `report`)."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: the backend is the caller's, a notebook's for example
 
@@ -16,6 +17,19 @@ _TITLES = {
     "alpha": "weights",
 }
 _PANEL = (4.2, 3.4)  # inches
+
+
+class Gain(NamedTuple):
+    """
+    Attributes:
+        share: 0.02 is a gain of 2 %.
+        interval: its ends, or None.
+        significant: whether the dot is filled.
+    """
+
+    share: float
+    interval: Sequence[float] | None
+    significant: bool
 
 
 def curves(title: str, epochs: Sequence[Mapping[str, Any]], best_epoch: int, metric: str) -> bytes:
@@ -138,6 +152,108 @@ def lines(
     return _png(figure)
 
 
+def gains(
+    panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Gain]]]], colours: Mapping[str, str], over: str
+) -> bytes:
+    """Dots with intervals: a row of panels for each data set, a panel for each metric.
+
+    Args:
+        panels: data set -> metric -> backbone -> variant -> its gain.
+        colours: of the variants, in the order in which they stand.
+        over: what they are gains over.
+    """
+    metrics = list(dict.fromkeys(m for of_set in panels.values() for m in of_set))
+    backbones = {d: list(dict.fromkeys(b for found in of_set.values() for b in found)) for d, of_set in panels.items()}
+    line, step = 0.19, len(colours) + 1  # inches between dots; dots and a gap for each backbone
+    heights = [line * step * len(names) + 0.75 for names in backbones.values()]
+    figure = Figure(figsize=(1.2 + 3.6 * len(metrics), sum(heights) + 0.5), layout="constrained")
+    axes = figure.subplots(len(panels), len(metrics), squeeze=False, height_ratios=heights)
+    for row, (dataset, of_set) in zip(axes, panels.items(), strict=True):
+        names = backbones[dataset]
+        for axis, metric in zip(row, metrics, strict=True):
+            shown = [
+                (n * step + k, variant, gain)
+                for n, backbone in enumerate(names)
+                for k, variant in enumerate(colours)
+                if (gain := of_set.get(metric, {}).get(backbone, {}).get(variant))
+            ]
+            for y, variant, gain in shown:
+                if gain.interval is not None:
+                    axis.plot(gain.interval, [y, y], color=colours[variant], linewidth=1.6, solid_capstyle="butt")
+                face = colours[variant] if gain.significant else "white"
+                axis.plot(gain.share, y, "o", markersize=5, color=colours[variant], markerfacecolor=face)
+            axis.axvline(0, color="0.4", linewidth=1, zorder=0)
+            axis.set_xlim(_room([gain for _, _, gain in shown]))
+            axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:+.4g} %" if share else "0")
+            axis.locator_params(axis="x", nbins=6)
+            axis.set_ylim(step * len(names) - 1, -1)
+            middles = [n * step + (len(colours) - 1) / 2 for n in range(len(names))]
+            axis.set_yticks(middles, names if axis is row[0] else [""] * len(names))
+            axis.tick_params(axis="y", length=0)
+            for n in range(1, len(names)):
+                axis.axhline(n * step - 1, color="0.85", linewidth=0.8)
+            axis.grid(axis="x", alpha=0.3)
+            axis.set_title(f"{dataset}: {metric}", fontsize="medium")
+    dots = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours.values()]
+    figure.legend(
+        dots, colours, loc="outside upper center", ncols=min(len(colours), 1 + 2 * len(metrics)), frameon=False
+    )
+    figure.supxlabel(f"gain over {over}", fontsize="medium")
+    return _svg(figure)
+
+
+def _room(shown: Sequence[Gain]) -> tuple[float, float]:
+    """Limits of an axis with 0, all dots, and intervals as far as they leave the dots a quarter of it."""
+    dots = [0.0, *(gain.share for gain in shown)]
+    ends = [end for gain in shown for end in gain.interval or ()]
+    low, high = min(dots), max(dots)
+    width = high - low or 0.01
+    low, high = max(low - 1.5 * width, min([low, *ends])), min(high + 1.5 * width, max([high, *ends]))
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def ranks(panels: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Critical-difference diagrams (Demsar, 2006): mean ranks on an axis, the best at the left, a bar through those that are not told apart.
+
+    Args:
+        panels: title -> what `mean_ranks` found by a metric, with names in place of variants.
+    """
+    k = max(len(found["ranks"]) for found in panels.values())
+    most = max(len(found["cliques"]) for found in panels.values())
+    heights = [1.0 + 0.14 * len(found["cliques"]) + 0.22 * -(-k // 2) for found in panels.values()]
+    figure = Figure(figsize=(7.6, sum(heights) + 0.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights).ravel()
+    for axis, (title, found) in zip(axes, panels.items(), strict=True):
+        axis.set_axis_off()
+        axis.set_title(title, fontsize="medium", loc="left")
+        best_first = sorted(found["ranks"].items(), key=lambda item: item[1])
+        end, low = max(k, 1 + found["critical_difference"]), 0.35 + 0.3 * most
+        axis.set_xlim(1 - 0.02 * k, end + 0.02 * k)
+        axis.set_ylim(-low - 0.5 * (-(-k // 2)), 1.6)
+        axis.plot([1, k], [0, 0], color="black", linewidth=1)
+        for rank in range(1, k + 1):
+            axis.plot([rank, rank], [0, 0.15], color="black", linewidth=1)
+            axis.text(rank, 0.22, str(rank), ha="center", va="bottom", fontsize="small")
+        axis.plot([1, 1 + found["critical_difference"]], [1.0, 1.0], "|-", color="black", linewidth=1.2)
+        axis.text(
+            1 + found["critical_difference"] / 2, 1.08, f"CD {found['critical_difference']:.2f}",
+            ha="center", va="bottom", fontsize="small",
+        )  # fmt: skip
+        for n, (name, rank) in enumerate(best_first):
+            left = n < -(-k // 2)
+            y = -low - 0.5 * (n if left else k - 1 - n)
+            edge, side = (1.0, "right") if left else (float(k), "left")
+            axis.plot([rank, rank, edge], [0, y, y], color="0.35", linewidth=0.9)
+            axis.annotate(
+                f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}", (edge, y), (-4 if left else 4, 0),
+                textcoords="offset points", ha=side, va="center", fontsize="small",
+            )  # fmt: skip
+        for n, group in enumerate(found["cliques"]):
+            ends = [found["ranks"][name] for name in group]
+            axis.plot([min(ends) - 0.03, max(ends) + 0.03], [-0.25 - 0.3 * n] * 2, color="tab:red", linewidth=3)
+    return _svg(figure)
+
+
 def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
     """A figure of n panels, at most `columns` in a row; those left over are empty."""
     columns = min(n, columns)
@@ -187,4 +303,12 @@ def _from_zero(axis: Any) -> None:
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _svg(figure: Any) -> bytes:
+    """The same figure is the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "mmrec-mrdib"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
