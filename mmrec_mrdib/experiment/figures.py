@@ -1,8 +1,9 @@
-"""Pictures of runs (bytes of PNG files) and of boards (SVG). Needs matplotlib (extras `plot` and `report`)."""
+"""Pictures of runs and boards: bytes of PNG or SVG files. Lengths begin at 0; positions have an axis of their own. Needs matplotlib (extras `plot` and `report`)."""
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,36 +33,54 @@ class Gain(NamedTuple):
     significant: bool
 
 
-def curves(title: str, epochs: Sequence[Mapping[str, Any]], best_epoch: int, metric: str) -> bytes:
-    """The valid metric and every loss term over the epochs of one run."""
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # line -> epochs, values
+
+
+def progress(epochs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Curves]:
+    """Panel -> lines: the valid metric, every loss term as a share of its largest value (told in its name), and what else was logged."""
     x = [e["epoch"] for e in epochs]
-    groups: dict[str, dict[str, list[float]]] = {}
+    judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
+    out: dict[str, dict[str, tuple[list[int], list[float]]]] = {
+        f"valid {metric}": {"": ([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])}
+    }
     for name in epochs[0]["losses"]:
-        groups.setdefault("loss terms (weighted)", {})[name] = [e["losses"][name] for e in epochs]
+        values = [e["losses"][name] for e in epochs]
+        largest = max(map(abs, values))
+        shares = [v / largest if largest else 0.0 for v in values]
+        out.setdefault("loss terms, weighted (1: the largest)", {})[f"{name} ({largest:.3g})"] = (x, shares)
     for name in epochs[0]["logs"]:
         head, _, tail = name.partition("/")
-        groups.setdefault(_TITLES.get(head, head), {})[tail] = [e["logs"][name] for e in epochs]
-    figure, axes = _panels(1 + len(groups))
-    judged = [e for e in epochs if "valid" in e]  # with eval_step > 1 not every epoch is
-    axes[0].plot([e["epoch"] for e in judged], [e["valid"][metric] for e in judged])
-    axes[0].axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
-    _titled(axes[0], f"valid {metric}")
-    for axis, (name, lines) in zip(axes[1:], groups.items(), strict=False):
-        for label, values in lines.items():
-            axis.plot(x, values, label=label)
+        out.setdefault(_TITLES.get(head, head), {})[tail] = (x, [e["logs"][name] for e in epochs])
+    return dict(out)
+
+
+def curves(title: str, panels: Mapping[str, Curves], best_epoch: int, form: str = "png") -> bytes:
+    """The panels of `progress`, and the epoch that was kept."""
+    figure, axes = _panels(len(panels))
+    for axis, (name, lines) in zip(axes, panels.items(), strict=False):
+        for label, (x, values) in lines.items():
+            axis.plot(x, values, label=label, marker="." if len(x) < 20 else None)
+        axis.axvline(
+            best_epoch,
+            color="0.6",
+            linestyle="--",
+            linewidth=1,
+            label=f"kept: epoch {best_epoch}" if name.startswith("valid ") else "",
+        )
         if name == _TITLES["alpha"]:
             axis.set_yscale("log")
+        else:
+            axis.ticklabel_format(axis="y", useOffset=False)
         _titled(axis, name)
-    for axis in axes[: 1 + len(groups)]:
-        _from_zero(axis)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    return _png(figure)
+    return _bytes(figure, form)
 
 
-def bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]], ylabel: str) -> bytes:
-    """Grouped bars.
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]], ylabel: str, form: str = "png") -> bytes:
+    """Grouped bars. Bars begin at 0: few have their numbers above them, and where many are close to each other dots stand in their place.
 
     Args:
         panels: title of a panel -> group (x axis) -> bar within the group -> height, None where there is none.
@@ -69,28 +88,57 @@ def bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]], ylabel:
     figure, axes = _panels(len(panels))
     for axis, (title, groups) in zip(axes, panels.items(), strict=False):
         names = list(dict.fromkeys(bar for group in groups.values() for bar in group))
-        width = 0.8 / len(names)
-        for n, name in enumerate(names):
-            heights = np.array([group.get(name) for group in groups.values()], dtype=float)  # None: no bar
-            axis.bar(np.arange(len(groups)) + (n - (len(names) - 1) / 2) * width, heights, width, label=name)
+        width = min(0.8 / len(names), 0.3)
+        table = np.array([[group.get(name) for group in groups.values()] for name in names], dtype=float)  # None: NaN
+        few = table.size <= _FEW
+        dots = not few and _are_close(table)
+        for n, (name, heights) in enumerate(zip(names, table, strict=True)):
+            x = np.arange(len(groups)) + (n - (len(names) - 1) / 2) * width
+            if dots:
+                axis.plot(x, heights, "o", label=name)
+            else:
+                drawn = axis.bar(x, heights, width, label=name)
+                if few:
+                    axis.bar_label(drawn, fmt="%.3g", fontsize="x-small", padding=1)
+        if not dots and (table < 0).any():
+            axis.axhline(0, color="0.4", linewidth=1)
         _group_axis(axis, title, list(groups))
-        axis.set_ylabel(ylabel)
-    return _png(figure)
+        axis.set_ylabel(f"{ylabel} (axis not from 0)" if dots else ylabel)
+    return _bytes(figure, form)
 
 
-def stacks(panels: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> bytes:
-    """As `bars`, with the bars of a group on top of each other."""
+_FEW = 8  # bars that have room for their numbers
+
+
+def _are_close(heights: np.ndarray) -> bool:
+    """Whether all heights, two or more, lie within a quarter of the largest, and differ."""
+    known = heights[~np.isnan(heights)]
+    return len(known) > 1 and bool(known.max() > known.min() > 0.75 * known.max())
+
+
+def stacks(panels: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, form: str = "png") -> bytes:
+    """Bars to the right, the parts of each after one another.
+
+    Args:
+        panels: title of a panel -> bar -> part -> length.
+    """
     figure, axes = _panels(len(panels))
     for axis, (title, groups) in zip(axes, panels.items(), strict=False):
         names = list(dict.fromkeys(part for group in groups.values() for part in group))
-        below = np.zeros(len(groups))
+        before = np.zeros(len(groups))
         for name in names:
-            heights = np.array([group.get(name, 0.0) for group in groups.values()])
-            axis.bar(np.arange(len(groups)), heights, 0.6, bottom=below, label=name)
-            below += heights
-        _group_axis(axis, title, list(groups))
-        axis.set_ylabel(ylabel)
-    return _png(figure)
+            lengths = np.array([group.get(name, 0.0) for group in groups.values()])
+            axis.barh(np.arange(len(groups)), lengths, 0.6, left=before, label=name)
+            before += lengths
+        axis.set_yticks(np.arange(len(groups)), [_wrapped(name, 16) for name in groups], fontsize="small")
+        axis.set_ylim(max(len(groups), 3) - 0.4, -0.6)
+        axis.set_xlim(0, 1.05 * max(before.max(), 1e-9))
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.set_xlabel(xlabel)
+        _titled(axis, title)
+    return _bytes(figure, form)
 
 
 def history(title: str, scores: Sequence[tuple[int, float, bool]], bigger: bool) -> bytes:
@@ -109,10 +157,11 @@ def history(title: str, scores: Sequence[tuple[int, float, bool]], bigger: bool)
     best = (np.maximum if bigger else np.minimum).accumulate([score for _, score in whole])
     axis.step([n for n, _ in whole], best, where="post", label="best so far", color="tab:orange")
     _titled(axis, title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("trial")
     axis.set_ylabel("valid score")
     axis.grid(alpha=0.3)
-    return _png(figure)
+    return _bytes(figure, "png")
 
 
 def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
@@ -124,32 +173,7 @@ def points(panels: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
         _titled(axis, title, markerscale=3)
         axis.set_xticks([])
         axis.set_yticks([])
-    return _png(figure)
-
-
-def lines(
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]],
-    labels: tuple[str, str],
-    ticks: Mapping[str, Sequence[str]],
-) -> bytes:
-    """Lines with error bars.
-
-    Args:
-        panels: title of a panel -> line -> (x, y, half length of the error bar).
-        labels: of the x and the y axis.
-        ticks: title of a panel -> texts at x = 0, 1, ...
-    """
-    figure, axes = _panels(len(panels), columns=2)
-    for axis, (title, series) in zip(axes, panels.items(), strict=False):
-        for name, (x, y, error) in series.items():
-            axis.errorbar(x, y, error, label=name, marker="o", markersize=3, capsize=3)
-        axis.set_xticks(range(len(ticks[title])), ticks[title])
-        _titled(axis, title)
-        _from_zero(axis)
-        axis.set_xlabel(labels[0])
-        axis.set_ylabel(labels[1])
-        axis.grid(alpha=0.3)
-    return _png(figure)
+    return _bytes(figure, "png")
 
 
 def gains(
@@ -199,7 +223,7 @@ def gains(
         dots, colours, loc="outside upper center", ncols=min(len(colours), 1 + 2 * len(metrics)), frameon=False
     )
     figure.supxlabel(f"gain over {over}", fontsize="medium")
-    return _svg(figure)
+    return _bytes(figure, "svg")
 
 
 def _room(shown: Sequence[Gain]) -> tuple[float, float]:
@@ -207,9 +231,9 @@ def _room(shown: Sequence[Gain]) -> tuple[float, float]:
     dots = [0.0, *(gain.share for gain in shown)]
     ends = [end for gain in shown for end in gain.interval or ()]
     low, high = min(dots), max(dots)
-    width = high - low or 0.01
+    width = max(high - low, 0.01)
     low, high = max(low - 1.5 * width, min([low, *ends])), min(high + 1.5 * width, max([high, *ends]))
-    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+    return low - 0.06 * max(high - low, width), high + 0.06 * max(high - low, width)
 
 
 def ranks(panels: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -251,7 +275,7 @@ def ranks(panels: Mapping[str, Mapping[str, Any]]) -> bytes:
         for n, group in enumerate(found["cliques"]):
             ends = [found["ranks"][name] for name in group]
             axis.plot([min(ends) - 0.03, max(ends) + 0.03], [-0.25 - 0.3 * n] * 2, color="tab:red", linewidth=3)
-    return _svg(figure)
+    return _bytes(figure, "svg")
 
 
 def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
@@ -267,48 +291,51 @@ def _panels(n: int, columns: int = 3) -> tuple[Any, np.ndarray]:
 
 def _group_axis(axis: Any, title: str, names: Sequence[str]) -> None:
     _titled(axis, title)
-    _from_zero(axis)
-    long = len(names) > 1 and max(len(n) for n in names) * len(names) > 40
-    axis.set_xticks(np.arange(len(names)), names, rotation=20 if long else 0, ha="right" if long else "center")
-    axis.set_xlim(-0.6, max(len(names), 2) - 0.4)
+    if axis.patches:
+        _from_zero(axis)
+    room = 40 // len(names)  # characters below each group
+    texts = [_wrapped(name, max(room, 6)) for name in names]
+    long = max(len(line) for text in texts for line in text.split("\n")) > max(room, 6)
+    axis.set_xticks(
+        np.arange(len(names)), texts, fontsize="small", rotation=20 if long else 0, ha="right" if long else "center"
+    )
+    axis.set_xlim(-0.6, len(names) - 0.4)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
 
 
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def _titled(axis: Any, title: str, **legend: Any) -> None:
     """A title, and between it and the axes a legend, where it covers nothing."""
-    _, labels = axis.get_legend_handles_labels()
-    longest = max(map(len, labels), default=0)
-    columns = 3 if longest < 11 else 2 if longest < 18 else 1
+    handles, labels = axis.get_legend_handles_labels()
+    title = _wrapped(title, 52)
+    columns = max(1, min(len(labels), 58 // (max(map(len, labels), default=0) + 6)))
     rows = -(-len(labels) // columns)
     axis.set_title(title, pad=6 + 13 * rows, fontsize="medium")  # points
     if labels:
+        # matplotlib fills column by column; names read row by row, in rows of equal length.
+        columns = -(-len(labels) // rows)
+        order = [n for column in range(columns) for n in range(column, len(labels), columns)]
         axis.legend(
+            [handles[n] for n in order], [labels[n] for n in order],
             loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize="small", frameon=False,
             borderpad=0.1, labelspacing=0.2, columnspacing=1.2, handlelength=1.4, **legend,
         )  # fmt: skip
 
 
 def _from_zero(axis: Any) -> None:
-    """The y axis includes 0: lengths and heights are in proportion."""
-    if axis.get_yscale() != "linear":
-        return
-    data = axis.dataLim
-    if data.y0 >= 0 and data.y1 > 0:
-        axis.set_ylim(0, 1.05 * data.y1)
-    elif data.y0 < 0 and data.y1 <= 0:
-        axis.set_ylim(1.05 * data.y0, 0)
+    """The y axis includes 0: heights are in proportion. Room for numbers above."""
+    low, high = min(axis.dataLim.y0, 0.0), max(axis.dataLim.y1, 0.0)
+    room = 0.1 * (high - low)
+    axis.set_ylim(low - room if low else 0, high + room if high else 0)
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _svg(figure: Any) -> bytes:
+def _bytes(figure: Any, form: str) -> bytes:
     """The same figure is the same bytes."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "mmrec-mrdib"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
