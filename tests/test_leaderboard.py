@@ -379,6 +379,9 @@ def test_gains_over_a_rival_are_in_every_form(rivals, tmp_path):
         and "<button>over +Content</button>" in page
         and page.count("data:image/svg+xml;base64,") == 2
     )
+    assert "column = 2 + 3 * Number" in page  # of the bars: value, gain and the one over the rival for each metric
+    lines_of_table = page.partition("<thead>")[2].partition("</tbody>")[0].split("<tr")[1:]
+    assert {line.count("<th") + line.count("<td") for line in lines_of_table} == {2 + 3 + 2 + 2}
     table = list(csv.DictReader(io.StringIO(written["comparisons.csv"])))
     found = next(t for t in table if (t["dataset"], t["model"], t["against"]) == ("d2", "VBPR+MRdIB", "content"))
     assert (

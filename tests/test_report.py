@@ -16,7 +16,7 @@ from mmrec_mrdib.experiment.export import load
 from mmrec_mrdib.experiment.run import train
 from mmrec_mrdib.testing.toy import write_mmrec
 
-PICTURES = 22  # of the page below
+PICTURES = 21  # of the page below
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_page_is_self_contained(page):
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", text) and "url(" not in text and "<script" not in text
     assert text.count("data:image/png;base64,") == 2  # a plane for each run
     # Panels of the two runs' curves; slices, ranking, rates; by three measures, by three pairs of modalities.
-    assert text.count("data:image/svg+xml;base64,") == 2 + 7 + 2 + 2 + 1 + 3 + 3 == PICTURES - 2
+    assert text.count("data:image/svg+xml;base64,") == 2 + 6 + 2 + 2 + 1 + 3 + 3 == PICTURES - 2
 
 
 def test_the_page_in_a_browser(page, tmp_path):

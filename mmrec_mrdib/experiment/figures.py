@@ -45,7 +45,7 @@ def progress(epochs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Curv
     }
     for name in epochs[0]["losses"]:
         values = [e["losses"][name] for e in epochs]
-        largest = max(map(abs, values))
+        largest = max((abs(v) for v in values if np.isfinite(v)), default=0.0)
         shares = [v / largest if largest else 0.0 for v in values]
         out.setdefault("loss terms, weighted (1: the largest)", {})[f"{name} ({largest:.3g})"] = (x, shares)
     for name in epochs[0]["logs"]:
