@@ -396,6 +396,8 @@ def test_gains_over_a_rival_are_in_every_form(rivals, tmp_path):
     console.print(tables.terminal(content))
     shown = console.file.getvalue()
     assert "d2: gains over +Content" in shown and gain in shown.partition("d2: gains over +Content")[2]
+    only = dataclasses.replace(spec, variants=RIVALS[1:], against=("plain", "content"))
+    assert "gains.svg" in tables.pictures(board(only, [cell for cell in done if cell.variant != "plain"]))
     few = dataclasses.replace(spec, variants=("plain", "content"))
     two = board(few, [cell for cell in done if cell.variant in few.variants])
     again = {path.name for path in tables.write(two, tmp_path)}

@@ -57,7 +57,10 @@ def pictures(board: Board) -> dict[str, bytes]:
     except ImportError as error:
         raise ConfigError(f"{error}; pictures need: pip install 'mmrec-mrdib[report]'") from error
     out = {}
-    first = board["against"][0]
+    compared = {c["against"] for c in board["comparisons"]}
+    first = next(
+        (name for name in board["against"] if name in compared), "plain"
+    )  # without plain rows, the first rival
     of_model = {row["model"]: row["variant"] for row in board["rows"] if row["variant"] != "reported"}
     panels: dict[str, dict[str, dict[str, dict[str, figures.Gain]]]] = {}
     for c in board["comparisons"]:
