@@ -190,7 +190,9 @@ def gains(
     backbones = {d: list(dict.fromkeys(b for found in of_set.values() for b in found)) for d, of_set in panels.items()}
     line, step = 0.19, len(colours) + 1  # inches between dots; dots and a gap for each backbone
     heights = [line * step * len(names) + 0.75 for names in backbones.values()]
-    figure = Figure(figsize=(1.2 + 3.6 * len(metrics), sum(heights) + 0.5), layout="constrained")
+    columns = min(len(colours), 1 + 2 * len(metrics))
+    legend = 0.25 * -(-len(colours) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * len(metrics), sum(heights) + 0.25 + legend), layout="constrained")
     axes = figure.subplots(len(panels), len(metrics), squeeze=False, height_ratios=heights)
     for row, (dataset, of_set) in zip(axes, panels.items(), strict=True):
         names = backbones[dataset]
@@ -219,9 +221,7 @@ def gains(
             axis.grid(axis="x", alpha=0.3)
             axis.set_title(f"{dataset}: {metric}", fontsize="medium")
     dots = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours.values()]
-    figure.legend(
-        dots, colours, loc="outside upper center", ncols=min(len(colours), 1 + 2 * len(metrics)), frameon=False
-    )
+    figure.legend(dots, colours, loc="outside upper center", ncols=columns, frameon=False)
     figure.supxlabel(f"gain over {over}", fontsize="medium")
     return _bytes(figure, "svg")
 
@@ -245,7 +245,7 @@ def ranks(panels: Mapping[str, Mapping[str, Any]]) -> bytes:
     k = max(len(found["ranks"]) for found in panels.values())
     most = max(len(found["cliques"]) for found in panels.values())
     heights = [1.0 + 0.14 * len(found["cliques"]) + 0.22 * -(-k // 2) for found in panels.values()]
-    figure = Figure(figsize=(7.6, sum(heights) + 0.2 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(5.8, sum(heights) + 0.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights).ravel()
     for axis, (title, found) in zip(axes, panels.items(), strict=True):
         axis.set_axis_off()

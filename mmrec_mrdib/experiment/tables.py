@@ -57,28 +57,42 @@ def pictures(board: Board) -> dict[str, bytes]:
     except ImportError as error:
         raise ConfigError(f"{error}; pictures need: pip install 'mmrec-mrdib[report]'") from error
     out = {}
-    compared = {c["against"] for c in board["comparisons"]}
-    first = next(
-        (name for name in board["against"] if name in compared), "plain"
-    )  # without plain rows, the first rival
+    if _pictured(board):
+        out["gains.svg"] = _picture_of_gains(board, board["metrics"])
+    if board["ranks"]["metrics"]:
+        panels = {}
+        for metric, found in board["ranks"]["metrics"].items():
+            ranks = {titled(v): rank for v, rank in found["ranks"].items()}
+            cliques = [list(map(titled, group)) for group in found["cliques"]]
+            panels[f"{title(metric)} (Friedman: p {_tail(found['f_p'])})"] = {
+                **found,
+                "ranks": ranks,
+                "cliques": cliques,
+            }
+        out["ranks.svg"] = figures.ranks(panels)
+    return out
+
+
+def _pictured(board: Board) -> list[dict[str, Any]]:
+    """The comparisons whose gains are drawn: with plain; on a board without plain rows, with the first rival."""
+    found = [c for c in board["comparisons"] if c["gain"] is not None]
+    first = next((name for name in board["against"] if any(c["against"] == name for c in found)), None)
+    return [c for c in found if c["against"] == first]
+
+
+def _picture_of_gains(board: Board, metrics: Collection[str]) -> bytes:
+    from mmrec_mrdib.experiment import figures
+
     of_model = {row["model"]: row["variant"] for row in board["rows"] if row["variant"] != "reported"}
     panels: dict[str, dict[str, dict[str, dict[str, figures.Gain]]]] = {}
-    for c in board["comparisons"]:
-        if c["against"] == first and c["gain"] is not None:
-            backbones = panels.setdefault(c["dataset"], {}).setdefault(title(c["metric"]), {})
-            gain = figures.Gain(c["gain"], c["interval"], c["significant"])
-            backbones.setdefault(c["backbone"], {})[titled(of_model[c["model"]])] = gain
-    if panels:
-        colours = {titled(v): c for v, c in _colours(board).items() if v not in (first, "reported")}
-        out["gains.svg"] = figures.gains(panels, colours, titled(first))
-    if board["ranks"]["metrics"]:
-        names_of = {v: titled(v) for v in board["ranks"]["variants"]}
-        out["ranks.svg"] = figures.ranks(
-            {f"{title(m)} (Friedman: p {_tail(found['f_p'])})": {**found, "ranks": {names_of[v]: r for v, r in found["ranks"].items()},
-                        "cliques": [[names_of[v] for v in group] for group in found["cliques"]]}
-             for m, found in board["ranks"]["metrics"].items()}
-        )  # fmt: skip
-    return out
+    drawn = [c for c in _pictured(board) if c["metric"] in metrics]
+    for c in drawn:
+        backbones = panels.setdefault(c["dataset"], {}).setdefault(title(c["metric"]), {})
+        gain = figures.Gain(c["gain"], c["interval"], c["significant"])
+        backbones.setdefault(c["backbone"], {})[titled(of_model[c["model"]])] = gain
+    over = drawn[0]["against"]
+    colours = {titled(v): colour for v, colour in _colours(board).items() if v not in (over, "reported")}
+    return figures.gains(panels, colours, titled(over))
 
 
 def csv_cell(value: Any) -> Any:
@@ -510,6 +524,10 @@ def page(board: Board, folder: Path, drawn: Mapping[str, bytes] = MappingProxyTy
              "smallest": [_smallest(board, row, against) for against in board["against"]],
              "runs": [{"seed": s, "href": h} for s, h in zip(row["seeds"], links, strict=False)], "cells": cells}
         )  # fmt: skip
+    shown = {name.removesuffix(".svg"): [data] for name, data in drawn.items()}
+    tested = list(dict.fromkeys(c["metric"] for c in _pictured(board)))
+    if "gains" in shown and len(tested) > 1:  # one a metric: a page as narrow as one shows them below each other
+        shown["gains"] = [_picture_of_gains(board, [metric]) for metric in tested]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mmrec_mrdib.experiment"),
         autoescape=True,
@@ -525,8 +543,8 @@ def page(board: Board, folder: Path, drawn: Mapping[str, bytes] = MappingProxyTy
         command=board["command"],
         colours=_colours(board),
         pictures={
-            name.removesuffix(".svg"): f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
-            for name, data in drawn.items()
+            name: [f"data:image/svg+xml;base64,{base64.b64encode(d).decode()}" for d in data]
+            for name, data in shown.items()
         },
         note_of_gains=NOTE_OF_GAINS,
         note_of_ranks=_note_of_ranks(board),
