@@ -6,16 +6,19 @@ touch is the backbone's: with nothing added, loss, gradients and ranking are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import general
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import score_all
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
 from mmrec_mrdib.schema import Settings
 
 
@@ -36,6 +39,7 @@ class Plugin(MultimodalRecommender):
         multimodal: whether it keeps the contract of `models/base.py`; otherwise it is one of RecBole's general recommenders.
         featured: whether it reads features; otherwise the plug-in has those of the data set to itself.
         frozen: whether the backbone is trained already and only the plug-in's own parameters learn (`training: staged`).
+        whole: whether its steps need all users and items of the backbone, whatever is in the batch.
     """
 
     settings_class: ClassVar[type[PluginSettings]] = PluginSettings
@@ -59,7 +63,7 @@ class Plugin(MultimodalRecommender):
             raise ConfigError(
                 f"--training=joint: {self.settings.backbone} is not trained on pairs of items; choose --training=staged"
             )
-        self.frozen = False
+        self.frozen = self.whole = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
 
     @classmethod
@@ -78,6 +82,19 @@ class Plugin(MultimodalRecommender):
         losses = self.backbone.calculate_loss(interaction)
         losses = losses if isinstance(losses, tuple) else (losses,)
         return {f"loss_{n}" if len(losses) > 1 else "loss": loss.squeeze() for n, loss in enumerate(losses, 1)}
+
+    def host_pass(self, batch: Batch) -> tuple[Encoded, Embeddings]:
+        """The backbone's pass over what a step needs."""
+        enc: Encoded = self.backbone.encode_items(self.items_to_encode(batch))
+        enc = dataclasses.replace(enc, users=self.users_to_read(batch))
+        return enc, self.backbone.propagate(enc)
+
+    def step_loss(self, interaction: Any) -> StepLoss:
+        """Named losses of a batch: the backbone's own."""
+        if not self.multimodal:
+            return StepLoss(self.host_parts(interaction))
+        batch = self.batch(interaction)
+        return StepLoss(self.backbone.loss_parts(*self.host_pass(batch), batch))
 
     def host_scores(self, users: Tensor) -> Tensor:
         """(B, I) the backbone's own scores of all items."""
@@ -139,8 +156,16 @@ class Plugin(MultimodalRecommender):
         scorer: Callable[[Tensor], Tensor] = self.backbone.new_scorer(features, items)
         return scorer
 
+    def items_to_encode(self, batch: Batch) -> Tensor | None:
+        items: Tensor | None = None if self.whole else self.backbone.items_to_encode(batch)
+        return items
+
+    def users_to_read(self, batch: Batch) -> Tensor | None:
+        users: Tensor | None = None if self.whole else self.backbone.users_to_read(batch)
+        return users
+
     def row_tables(self) -> list[nn.Parameter]:
-        return [] if self.frozen or not self.multimodal else self.backbone.row_tables()
+        return [] if self.frozen or self.whole or not self.multimodal else self.backbone.row_tables()
 
     def before_epoch(self, epoch: int) -> None:
         if not self.frozen and hasattr(self.backbone, "before_epoch"):
@@ -160,3 +185,33 @@ class Plugin(MultimodalRecommender):
                 f"{self.settings.backbone}: its scores are no inner products of one vector a user and one an item"
             )
         return emb
+
+
+@contextlib.contextmanager
+def apart(config: Any) -> Iterator[None]:
+    """Within the block random numbers begin at the configuration's seed; after it they go on as if nothing had been drawn. What a plug-in
+    draws at its construction thus changes nothing of what its backbone draws while training."""
+    device = torch.device(config["device"])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config["seed"])
+        yield
+
+
+class Draws(nn.Module):
+    """Standard normal numbers of a plug-in's own, told by a seed and by how often there were any: its backbone's stay what they are, and a
+    resumed run goes on where it was."""
+
+    drawn: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed, self.count = seed, 0
+        self.register_buffer("drawn", torch.tensor(0))
+        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "count", int(module.drawn)))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Numbers in the shape, type and place of a tensor."""
+        generator = torch.Generator(device=like.device).manual_seed(self.seed * 1_000_003 + self.count)
+        self.count += 1
+        self.drawn.fill_(self.count)
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
