@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from recbole.utils import InputType
@@ -60,11 +60,12 @@ class Plugin(MultimodalRecommender):
         if joint and self.multimodal:
             self.input_type = self.backbone.input_type  # the batches are what the backbone is trained on, see `Config`
         elif joint and (general.fitted_in_one_pass(self.backbone) or self.backbone.input_type != InputType.PAIRWISE):
-            raise ConfigError(
-                f"--training=joint: {self.settings.backbone} is not trained on pairs of items; choose --training=staged"
-            )
+            ways = get_args(self.settings_class.model_fields["training"].annotation)
+            otherwise = "; choose --training=staged" if "staged" in ways else f", as {type(self).__name__} needs it to be"
+            raise ConfigError(f"--training=joint: {self.settings.backbone} is not trained on pairs of items{otherwise}")
         self.frozen = self.whole = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
+        self._tables: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def is_staged(cls, config: Any) -> bool:
@@ -88,6 +89,34 @@ class Plugin(MultimodalRecommender):
         enc: Encoded = self.backbone.encode_items(self.items_to_encode(batch))
         enc = dataclasses.replace(enc, users=self.users_to_read(batch))
         return enc, self.backbone.propagate(enc)
+
+    def host_step(self, interaction: Any, batch: Batch) -> tuple[dict[str, Tensor], Encoded, Embeddings]:
+        """The backbone's named losses and what they are made of; of a backbone that does not keep the contract, an empty `Encoded` and all
+        users and items, once `find_tables` has found them."""
+        if self.multimodal:
+            enc, emb = self.host_pass(batch)
+            return dict(self.backbone.loss_parts(enc, emb, batch)), enc, emb
+        assert self._tables is not None
+        return self.host_parts(interaction), Encoded({}, {}), Embeddings(*self._tables())
+
+    def find_tables(self) -> None:
+        """For plug-ins that add losses of users and items.
+
+        Raises:
+            ConfigError: the backbone's scores are no inner products of users and items that a training step has.
+        """
+        if self.multimodal:
+            found = type(self.backbone).score is MultimodalRecommender.score
+        else:
+            self.backbone.eval()
+            self._tables = general.live_tables(self.backbone, self.USER_ID)
+            self.backbone.train()
+            found = self._tables is not None
+        if not found:
+            name = self.settings.backbone
+            raise ConfigError(
+                f"{name}+{type(self).__name__}: needs users and items whose inner products are the scores, and {name}'s steps have none"
+            )
 
     def step_loss(self, interaction: Any) -> StepLoss:
         """Named losses of a batch: the backbone's own."""
