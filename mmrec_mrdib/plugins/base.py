@@ -61,7 +61,9 @@ class Plugin(MultimodalRecommender):
             self.input_type = self.backbone.input_type  # the batches are what the backbone is trained on, see `Config`
         elif joint and (general.fitted_in_one_pass(self.backbone) or self.backbone.input_type != InputType.PAIRWISE):
             ways = get_args(self.settings_class.model_fields["training"].annotation)
-            otherwise = "; choose --training=staged" if "staged" in ways else f", as {type(self).__name__} needs it to be"
+            otherwise = (
+                "; choose --training=staged" if "staged" in ways else f", as {type(self).__name__} needs it to be"
+            )
             raise ConfigError(f"--training=joint: {self.settings.backbone} is not trained on pairs of items{otherwise}")
         self.frozen = self.whole = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet

@@ -1,4 +1,4 @@
-"""DVIB: robust multimodal recommendation by variational information bottleneck distillation (Zhong et al., WWW 2025)."""
+"""DVIB, "Towards Robust Multimodal Recommender Systems via Variational Information Bottleneck Distillation" (WWW 2025)."""
 
 from __future__ import annotations
 
@@ -268,22 +268,26 @@ class DVIB(Plugin):
             users, items = (torch.arange(1, n, device=users.device) for n in (self.n_users, self.n_items))
         return items if self.site != "propagated" else torch.cat([users, items + self.n_users])
 
-    def _consistency(self, clean: tuple[Encoded, Embeddings], noisy: tuple[Encoded, Embeddings], batch: Batch) -> Tensor:
+    def _consistency(
+        self, clean: tuple[Encoded, Embeddings], noisy: tuple[Encoded, Embeddings], batch: Batch
+    ) -> Tensor:
         kind: Literal["ref", "js"] = self.settings.consistency
         enc = clean[0]
         if self.on == "scores":
             users, counts = torch.unique(batch.users, return_counts=True)
             rows = users if enc.users is None else torch.searchsorted(enc.users, users)
-            tables = [(gather_rows(emb.users, rows), emb.items[1:]) for _, emb in (clean, noisy)]
-            return consistency_of_scores(*tables, counts / counts.sum(), kind)
+            first, second = ((gather_rows(emb.users, rows), emb.items[1:]) for _, emb in (clean, noisy))
+            return consistency_of_scores(first, second, counts / counts.sum(), kind)
         p, q = (dict(e.z) if self.site == "features" else self._clean(e, emb) for e, emb in (clean, noisy))
         bm3 = self.settings.backbone == "BM3"
         rows = batch.positive_rows(enc) if bm3 else self._rows(enc, batch, of_batch=False)
         terms = []
         for site in p:
-            pair = [at_least_single(gather_rows(x[site], rows)) for x in (p, q)]
-            with full_precision(pair[0]):
-                terms.append(consistency(*map(self.backbone.predictor, pair) if bm3 else pair, kind).mean())
+            a, b = (at_least_single(gather_rows(x[site], rows)) for x in (p, q))
+            with full_precision(a):
+                if bm3:
+                    a, b = self.backbone.predictor(a), self.backbone.predictor(b)
+                terms.append(consistency(a, b, kind).mean())
         return torch.stack(terms).sum()
 
 
@@ -299,9 +303,8 @@ class NoiseLevel(nn.Module):
         sizes = [width, *hidden, outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.offset = math.log(start / (1 - start))
-        for layer in self.layers if glorot else ():
-            nn.init.xavier_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters() if glorot else ():
+            nn.init.xavier_normal_(parameter) if name.endswith("weight") else nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
@@ -371,7 +374,7 @@ class _OfScores(torch.autograd.Function):
                 seconds = [p.exp() for p in shares]
                 sums = [x.sum(1, keepdim=True) for x in seconds]
                 log_m.sub_(m)
-                loss = torch.linalg.vecdot(m, log_m) + sum(x.log() for x in sums).squeeze(1) / 2
+                loss = torch.linalg.vecdot(m, log_m) + torch.cat(sums, 1).log().mean(1)
                 log_m.sub_(m).mul_(0.5)
                 slopes = [x.mul_(0.5 / n).add_(log_m) for x, n in zip(seconds, sums, strict=True)]
             weight = weights[block]

@@ -1,4 +1,4 @@
-"""FETTLE: feedback-oriented multi-modal alignment (Li et al., SIGIR 2024)."""
+"""FETTLE, "Who To Align With: Feedback-Oriented Multi-Modal Alignment in Recommendation Systems" (SIGIR 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MDVT: model-agnostic multimodal-driven virtual triplets (Xu et al., arXiv 2505.16665)."""
+"""MDVT, "Model-Agnostic Multimodal-Driven Virtual Triplets" (arXiv 2505.16665)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrec_mrdib.graphs import full_precision, gather_rows
 from mmrec_mrdib.graphs.neighbours import row_blocks
@@ -43,7 +43,7 @@ class MDVT(Plugin):
     T+(u), T-(u): the k items of the whole catalogue with largest and smallest cosine to u, the user's own training items among them; which
     they are gets no gradient, their embeddings and the user's do. u and i are what the backbone's scores are inner products of, in a training step.
 
-    Trigger, looked at before each epoch, and never off again: `dynamic`, after epoch e >= 3, counted from 0, if (L_(e-1) - L_e) / L_e < h, L_e the
+    Trigger, looked at before each epoch, and never off again: `dynamic`, after epoch e >= 3, counted from 0, if (L_(e-1) - L_e) / |L_e| < h, L_e the
     sum of the epoch's losses; `static`: after epoch W. RecBole's own Trainer announces no epoch: there, it does not begin.
 
     Any backbone that learns from pairs and whose scores are inner products, with features or without: nothing of MDVT reads them. Any number of
@@ -60,12 +60,18 @@ class MDVT(Plugin):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.find_tables()
-        self.whole = bool(self.settings.virtual_weight)
         self.register_buffer("begun", torch.tensor(False))
-        self.register_buffer("sums", torch.full((2,), math.nan, dtype=torch.float64))  # of the losses of the last two epochs
+        # Of the losses of the last two epochs.
+        self.register_buffer("sums", torch.full((2,), math.nan, dtype=torch.float64))
         self._found: tuple[Tensor, Tensor] | None = None
-        self._begun = False
-        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_begun", bool(module.begun)))
+        self.register_load_state_dict_post_hook(lambda module, keys: module._begin(bool(module.begun)))
+
+    def _begin(self, begun: bool) -> None:
+        self.begun.fill_(begun)
+        self.whole = begun and self.settings.virtual_weight > 0
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [] if self.settings.virtual_weight else super().row_tables()
 
     def before_epoch(self, epoch: int) -> None:
         super().before_epoch(epoch)
@@ -73,19 +79,17 @@ class MDVT(Plugin):
         self._found = None
         last, latest = self.sums.tolist()
         if settings.trigger == "static":
-            self._begun = epoch > settings.warm_up
-        elif epoch > FIRST and (last - latest) / latest < settings.least_decline:
-            self._begun = True
-        self.begun.fill_(self._begun)
-        self.sums[0] = self.sums[1]
-        self.sums[1] = 0
+            self._begin(epoch > settings.warm_up)
+        elif epoch > FIRST and last - latest < settings.least_decline * abs(latest):
+            self._begin(True)
+        self.sums.copy_(torch.tensor([latest, 0.0]))
 
     def step_loss(self, interaction: Any) -> StepLoss:
         """The backbone's losses, and from the trigger on virtual."""
-        s = self.settings.virtual_weight
-        if not (self._begun and s):
+        if not self.whole:
             step = super().step_loss(interaction)
         else:
+            s = self.settings.virtual_weight
             parts, _, emb = self.host_step(interaction, self.batch(interaction))
             parts = {name: (1 - s) * part for name, part in parts.items()}
             step = StepLoss(parts | {"virtual": s * self._virtual(emb.users.float(), emb.items.float())})
