@@ -159,8 +159,6 @@ class MRdIB(Channel):
             self.own_encoders = nn.ModuleDict({m: Linear(x, settings.content_size) for m, x in features.items()})
         elif not self.featured:
             raise ConfigError(f"--encoders=backbone: {settings.backbone} has no features; choose --encoders=own")
-        # Histories reach beyond the batch.
-        self.whole = self.own_encoders is None and settings.user_view == "history"
         with torch.no_grad():
             means = self._means(self.content_features())
         widths = {m: z.shape[1] for m, z in means.items()}
@@ -239,7 +237,7 @@ class MRdIB(Channel):
         if not self.multimodal and not self.frozen:
             parts = self.host_parts(interaction)
         elif not self.frozen:
-            enc, emb = self.host_pass(batch)
+            enc, emb = self._host_pass(batch, whole=self.own_encoders is None and history)
             parts = dict(self.backbone.loss_parts(enc, emb, batch))
         rec = tuple(parts)
         if self.own_encoders is not None:
@@ -261,6 +259,15 @@ class MRdIB(Channel):
                 terms = {t: parts[t] / weights[t] for t in ("redundant", "unique") if t in weights}
                 self.auto.balance(torch.stack([parts[p] for p in rec]).sum(), terms, list(enc.z.values()))
         return StepLoss(parts, logs)
+
+    def _host_pass(self, batch: Batch, whole: bool) -> tuple[Encoded, Embeddings]:
+        """The backbone's pass over what its step needs, or over the whole catalogue: histories reach beyond the batch."""
+        if not whole:
+            enc, emb = self.backbone.forward_batch(batch)
+        else:
+            enc = replace(self.backbone.encode_items(), users=self.backbone.users_to_read(batch))
+            emb = self.backbone.propagate(enc)
+        return enc, emb
 
     def _rate_and_redundancy(
         self, enc: Encoded, batch: Batch, weights: Mapping[str, Any], parts: dict[str, Tensor], logs: dict[str, Tensor]

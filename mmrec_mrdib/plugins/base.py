@@ -7,7 +7,6 @@ touch is the backbone's: with nothing added, loss, gradients and ranking are the
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -86,17 +85,11 @@ class Plugin(MultimodalRecommender):
         losses = losses if isinstance(losses, tuple) else (losses,)
         return {f"loss_{n}" if len(losses) > 1 else "loss": loss.squeeze() for n, loss in enumerate(losses, 1)}
 
-    def host_pass(self, batch: Batch) -> tuple[Encoded, Embeddings]:
-        """The backbone's pass over what a step needs."""
-        enc: Encoded = self.backbone.encode_items(self.items_to_encode(batch))
-        enc = dataclasses.replace(enc, users=self.users_to_read(batch))
-        return enc, self.backbone.propagate(enc)
-
     def host_step(self, interaction: Any, batch: Batch) -> tuple[dict[str, Tensor], Encoded, Embeddings]:
         """The backbone's named losses and what they are made of; of a backbone that does not keep the contract, an empty `Encoded` and all
         users and items, once `find_tables` has found them."""
         if self.multimodal:
-            enc, emb = self.host_pass(batch)
+            enc, emb = self.forward_batch(batch)
             return dict(self.backbone.loss_parts(enc, emb, batch)), enc, emb
         assert self._tables is not None
         return self.host_parts(interaction), Encoded({}, {}), Embeddings(*self._tables())
@@ -122,10 +115,7 @@ class Plugin(MultimodalRecommender):
 
     def step_loss(self, interaction: Any) -> StepLoss:
         """Named losses of a batch: the backbone's own."""
-        if not self.multimodal:
-            return StepLoss(self.host_parts(interaction))
-        batch = self.batch(interaction)
-        return StepLoss(self.backbone.loss_parts(*self.host_pass(batch), batch))
+        return super().step_loss(interaction) if self.multimodal else StepLoss(self.host_parts(interaction))
 
     def host_scores(self, users: Tensor) -> Tensor:
         """(B, I) the backbone's own scores of all items."""
@@ -226,23 +216,3 @@ def apart(config: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config["seed"])
         yield
-
-
-class Draws(nn.Module):
-    """Standard normal numbers of a plug-in's own, told by a seed and by how often there were any: its backbone's stay what they are, and a
-    resumed run goes on where it was."""
-
-    drawn: Tensor
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed, self.count = seed, 0
-        self.register_buffer("drawn", torch.tensor(0))
-        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "count", int(module.drawn)))
-
-    def normal(self, like: Tensor) -> Tensor:
-        """Numbers in the shape, type and place of a tensor."""
-        generator = torch.Generator(device=like.device).manual_seed(self.seed * 1_000_003 + self.count)
-        self.count += 1
-        self.drawn.fill_(self.count)
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

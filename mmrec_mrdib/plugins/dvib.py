@@ -18,7 +18,7 @@ from mmrec_mrdib.graphs import full_precision, gather_rows
 from mmrec_mrdib.graphs.neighbours import row_blocks
 from mmrec_mrdib.losses import at_least_single
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
-from mmrec_mrdib.plugins.base import Draws, Plugin, PluginSettings, apart
+from mmrec_mrdib.plugins.base import Plugin, PluginSettings, apart
 
 LEAST_SIGMA = 1e-6
 # Where the published code adds its noise; on all other backbones at z.
@@ -115,7 +115,7 @@ class DVIB(Plugin):
         self.c = settings.consistency_weight if settings.consistency != "none" else 0.0
         if self.c and self.on == "scores" and type(host).score is not MultimodalRecommender.score:
             raise ConfigError(f"--consistency_on=scores: {name}'s scores are no inner products; choose z")
-        self.draws = Draws(config["seed"])
+        self.epsilon = Normals(config["seed"])
         self.levels = nn.ModuleDict()
         with apart(config):
             sites, doubled = self._probe(reaches)
@@ -135,7 +135,7 @@ class DVIB(Plugin):
         one = torch.ones(1, dtype=torch.long, device=device)
         batch = Batch(one, one, one + 1 if self.n_items > 2 else one, self.n_items)
         self.backbone.eval()
-        enc, emb = self.host_pass(batch)
+        enc, emb = self.forward_batch(batch)
         if self.site == "propagated" and "content_users" not in emb.extra:
             raise ConfigError(
                 f"--site=propagated: {self.settings.backbone}'s users and items have no part of modalities alone"
@@ -175,12 +175,12 @@ class DVIB(Plugin):
         if not (w or w_noisy or c):
             return super().step_loss(interaction)
         batch = self.batch(interaction)
-        enc, emb = self.host_pass(batch)
+        enc, emb = self.forward_batch(batch)
         parts = dict(self.backbone.loss_parts(enc, emb, batch))
         clean = {site: at_least_single(x) for site, x in self._clean(enc, emb).items()}
         sigmas = {site: self.sigma(site, x) for site, x in clean.items()}
         if w_noisy or c:
-            noise = {site: sigmas[site] * self.draws.normal(x) for site, x in clean.items()}
+            noise = {site: sigmas[site] * self.epsilon(x) for site, x in clean.items()}
             noisy = self._noisy(enc, emb, noise)
         if w_noisy:
             again = self.backbone.loss_parts(*noisy, batch)
@@ -289,6 +289,25 @@ class DVIB(Plugin):
                     a, b = self.backbone.predictor(a), self.backbone.predictor(b)
                 terms.append(consistency(a, b, kind).mean())
         return torch.stack(terms).sum()
+
+
+class Normals(nn.Module):
+    """Standard normal numbers in the shape of a tensor, told by a seed and by how often there were any: the backbone's random numbers stay what
+    they are without them, and a resumed run goes on where it was."""
+
+    drawn: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed, self.count = seed, 0
+        self.register_buffer("drawn", torch.tensor(0))
+        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "count", int(module.drawn)))
+
+    def forward(self, like: Tensor) -> Tensor:
+        generator = torch.Generator(device=like.device).manual_seed(self.seed * 1_000_003 + self.count)
+        self.count += 1
+        self.drawn.fill_(self.count)
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 class NoiseLevel(nn.Module):

@@ -100,7 +100,7 @@ class FETTLE(Plugin):
             return self._tables()[0].shape[1]
         one = torch.ones(1, dtype=torch.long, device=next(self.backbone.parameters()).device)
         self.backbone.eval()
-        enc, emb = self.host_pass(Batch(one, one, one, self.n_items))
+        enc, emb = self.forward_batch(Batch(one, one, one, self.n_items))
         self.backbone.train()
         d = collaborative(emb)[0].shape[1]
         for m in self.modalities if self.featured else ():
@@ -149,7 +149,7 @@ class FETTLE(Plugin):
             if settings.instance_weight:
                 liked = [audience(u, own, len(ids)) for u in users]
                 served = [(u * i.detach()).sum(1) for u, i in zip(liked, items, strict=True)]
-                if emb.items.shape[1] != items[0].shape[1]:
+                if "collaborative_items" in emb.extra:
                     whole = audience(unit(emb.users, of_users), own, len(ids))
                     served[0] = (whole * unit(emb.items, of_items).detach()).sum(1)
                 ila, dt = self._instances(liked, items, served, logs)
