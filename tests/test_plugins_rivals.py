@@ -16,7 +16,7 @@ from mmrec_mrdib.experiment import leaderboard
 from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.graphs import neighbours
 from mmrec_mrdib.plugins.dvib import NoiseLevel, Normals, consistency, consistency_of_scores, kl
-from mmrec_mrdib.plugins.fettle import audience, balanced, crossed
+from mmrec_mrdib.plugins.fettle import audience, balanced, cross_entropy
 from mmrec_mrdib.plugins.mdvt import extremes
 from mmrec_mrdib.registry import model_class
 from mmrec_mrdib.testing.contract import DIMS, gradients
@@ -555,17 +555,23 @@ def test_a_map_that_changes_nothing_serves_users_as_well_as_before(data):
 
 
 def test_balanced_assignments():
-    """T3; and two by two by hand: of the codes (c, 0), (0, 0) with w = e^(c / 0.05), three rounds."""
+    """T3; and two by two by hand: of the codes (c, 0), (0, 0) with e^(c / 0.05) = 2, three rounds."""
     torch.manual_seed(0)
-    q = balanced(torch.rand(200, 8) * 0.4)
-    torch.testing.assert_close(q.sum(1), torch.ones(200))
+    codes, ones = torch.rand(200, 8) * 0.4, torch.ones(200)
+    q = balanced(codes, ones)
+    torch.testing.assert_close(q.sum(1), ones)
     assert (q.sum(0) / 25).min() > 0.5 and (q.sum(0) / 25).max() < 1.6 and (q.sum(0) / 25 - 1).abs().max() > 1e-4
     by_hand = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
     for _ in range(3):
-        by_hand = by_hand / by_hand.sum(0, keepdim=True)
-        by_hand = by_hand / by_hand.sum(1, keepdim=True)
-    torch.testing.assert_close(balanced(torch.tensor([[0.05 * math.log(2), 0.0], [0.0, 0.0]])), by_hand)
-    assert torch.isfinite(balanced(torch.tensor([[1.0, -1.0], [1.0, -1.0]]))).all()
+        by_hand = by_hand / (by_hand.sum(0, keepdim=True) * 2)
+        by_hand = by_hand / (by_hand.sum(1, keepdim=True) * 2)
+    torch.testing.assert_close(balanced(torch.tensor([[0.05 * math.log(2), 0.0], [0.0, 0.0]]), ones[:2]), 2 * by_hand)
+    counts = torch.tensor([3, 1, 2])
+    torch.testing.assert_close(
+        balanced(codes[:3], counts.float()).repeat_interleave(counts, 0),
+        balanced(codes[:3].repeat_interleave(counts, 0), ones[:6]),
+    )
+    assert torch.isfinite(balanced(torch.tensor([[1.0, -1.0], [1.0, -1.0]]), ones[:2])).all()
 
 
 def test_alignment_of_clusters_by_hand(data):
@@ -581,17 +587,24 @@ def test_alignment_of_clusters_by_hand(data):
     kappa = model.temperatures["cluster"]
 
     def ce(x, y, prototypes):
-        q = balanced(x @ prototypes.T)
+        q = balanced(x @ prototypes.T, torch.ones(len(x)))
         return -(q * torch.log_softmax(y @ prototypes.T / kappa, 1)).sum(1).mean()
 
+    assert len(set(batch["user_id"].tolist())) < len(users)  # some users have several pairs
     sides = ce(users, items["(ids)"], of_users) + ce(items["(ids)"], users, of_users)
     others = sum(ce(items[x], items[y], of_items) for x, y in permutations(items, 2))
     torch.testing.assert_close(parts["cluster"], sides / 2 + others / 6)
-    codes = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
-    crossed(codes, torch.tensor(0.5)).backward()
-    log = [torch.log_softmax(c.detach() / 0.5, 1).exp() for c in codes]
-    for n in (0, 1):  # of the softmax's side alone
-        torch.testing.assert_close(codes[n].grad, (log[n] - balanced(codes[1 - n].detach())) / 0.5 / 4)
+
+
+def test_cross_entropy_is_that_of_the_softmax():
+    torch.manual_seed(0)
+    x, prototypes, t = (v.requires_grad_() for v in (torch.randn(4, 3), torch.randn(5, 3), torch.tensor(0.5)))
+    targets = torch.rand(4, 5)
+    truth = -(targets * torch.log_softmax(x @ prototypes.T / t, 1)).sum()
+    ours = cross_entropy(x, prototypes, targets, t)
+    torch.testing.assert_close(ours, truth)
+    for a, b in zip(*(torch.autograd.grad(v, (x, prototypes, t)) for v in (ours, truth)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_prototypes_and_temperatures_stay_within_bounds(data):

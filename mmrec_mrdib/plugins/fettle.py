@@ -156,7 +156,10 @@ class FETTLE(Plugin):
                 parts["instance"] = settings.instance_weight * (ila + dt)
                 logs |= {"ila": ila.detach(), "dt": dt.detach()}
             if settings.cluster_weight:
-                parts["cluster"] = settings.cluster_weight * self._clusters(users[0], items, own)
+                distinct, who = torch.unique(of_users, return_inverse=True)
+                parts["cluster"] = settings.cluster_weight * self._clusters(
+                    unit(collaborative(emb)[0], distinct), items, who, own
+                )
         return StepLoss(parts, logs)
 
     def _instances(
@@ -182,13 +185,22 @@ class FETTLE(Plugin):
         logs |= {f"better/{view}": share for view, share in shares.items()}
         return ila, dt
 
-    def _clusters(self, users: Tensor, items: Sequence[Tensor], own: Tensor) -> Tensor:
-        """CLA from users (B, d), items (n, d) of each view and the row of each pair's item (B,)."""
+    def _clusters(self, users: Tensor, items: Sequence[Tensor], who: Tensor, own: Tensor) -> Tensor:
+        """CLA from the distinct users (m, d) and items (n, d) of each view, and the row of each pair's user and item (B,)."""
         of_users, of_views = self.prototypes
-        rows = [gather_rows(x, own) for x in items]
-        sides = crossed([x @ of_users.T for x in (users, rows[0])], self.temperatures["cluster"])
-        views = crossed([x @ of_views.T for x in rows], self.temperatures["cluster"])
-        return sides / 2 + views / len(self.maps)
+        u, i = (torch.bincount(rows, minlength=len(x)).float() for rows, x in ((who, users), (own, items[0])))
+        with torch.no_grad():
+            q_u, q_d = balanced(users @ of_users.T, u), balanced(items[0] @ of_users.T, i)
+            # What the pairs' other sides say, summed over the pairs of a user, of an item.
+            for_users = torch.zeros_like(q_u).index_add_(0, who, gather_rows(q_d, own))
+            for_items = torch.zeros_like(q_d).index_add_(0, own, gather_rows(q_u, who))
+            assigned = [balanced(x @ of_views.T, i) for x in items]
+            together = torch.stack(assigned).sum(0)
+            for_views = [(together - q) * i[:, None] for q in assigned]
+        kappa = self.temperatures["cluster"]
+        sides = cross_entropy(users, of_users, for_users, kappa) + cross_entropy(items[0], of_users, for_items, kappa)
+        views = [cross_entropy(x, of_views, target, kappa) for x, target in zip(items, for_views, strict=True)]
+        return (sides / 2 + torch.stack(views).sum() / len(self.maps)) / len(own)
 
 
 def collaborative(emb: Embeddings) -> tuple[Tensor, Tensor]:
@@ -207,22 +219,18 @@ def audience(users: Tensor, own: Tensor, n: int) -> Tensor:
     return sums / torch.bincount(own, minlength=n)[:, None]
 
 
-def crossed(codes: Sequence[Tensor], temperature: Tensor) -> Tensor:
-    """Sum over ordered pairs x != y of CE(q_x; s_y), from the codes s (B, K) of each side."""
-    logs = [torch.log_softmax(s / temperature, 1) for s in codes]
-    targets = [balanced(s) for s in codes]
-    together = torch.stack(targets).sum(0)
-    terms = [((q - together) * log).sum() for q, log in zip(targets, logs, strict=True)]
-    return torch.stack(terms).sum() / len(together)
+def cross_entropy(x: Tensor, prototypes: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
+    """- sum over rows and prototypes of target ln softmax(<x, prototypes> / temperature), of (R, d), (K, d) and constant (R, K)."""
+    agreement = (x * (targets @ prototypes)).sum()
+    return log_partition(x / temperature, prototypes, targets.sum(1)) - agreement / temperature
 
 
-@torch.no_grad()
-def balanced(codes: Tensor) -> Tensor:
-    """(B, K) assignments of each row that sum to 1, about evenly spread over the columns, from cosines (B, K) (Sinkhorn; Caron et al.,
-    NeurIPS 2020)."""
-    q = torch.exp((codes - codes.max()) / SHARPNESS)
-    q /= q.sum()
+def balanced(codes: Tensor, counts: Tensor) -> Tensor:
+    """(R, K) assignments of each row that sum to 1, about evenly spread over the columns, from cosines (R, K); row r stands for counts[r] equal
+    ones (Sinkhorn; Caron et al., NeurIPS 2020)."""
+    kernel = torch.exp((codes - codes.max()) / SHARPNESS)
+    rows = torch.ones_like(counts)
     for _ in range(ROUNDS):
-        q /= q.sum(0) * q.shape[1]
-        q /= q.sum(1, keepdim=True) * q.shape[0]
-    return q * q.shape[0]
+        columns = 1 / ((counts * rows) @ kernel)
+        rows = 1 / (kernel @ columns)
+    return kernel.mul_(columns).mul_(rows[:, None])
