@@ -175,6 +175,22 @@ def test_what_is_rare_gives_finite_losses(data, model, modalities):
         assert own[model.partition("+")[2]] <= set(step.parts)
 
 
+@pytest.mark.parametrize("model", ["VBPR+DVIB", "FREEDOM+DVIB", "MMGCN+DVIB", "GRCN+FETTLE", "BPR+FETTLE", "MGCN+MDVT"])
+def test_mixed_precision_is_close(data, model):
+    built, batch = made(model, data)
+    if "MDVT" in model:
+        built._begin(True)
+    state, parts = {k: v.clone() for k, v in built.state_dict().items()}, []
+    for enabled in (False, True):
+        built.load_state_dict(state)  # the same random numbers
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            parts.append(built.step_loss(batch).parts)
+        torch.stack(list(parts[-1].values())).sum().backward()
+    for name, value in parts[1].items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(parts[0][name].item(), rel=0.05, abs=1e-3), name
+
+
 @pytest.mark.parametrize("plugin", OFF)
 def test_scores_are_the_backbones(data, plugin):
     """Neither the plug-in's parameters nor its random numbers are in them."""
