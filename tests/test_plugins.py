@@ -14,7 +14,7 @@ from mmrec_mrdib.config import parse_value
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import rank, rank_ladder, score_all
 from mmrec_mrdib.experiment import run as run_module
-from mmrec_mrdib.experiment.run import host_config, make_config
+from mmrec_mrdib.experiment.run import make_config
 from mmrec_mrdib.plugins.channel import explained
 from mmrec_mrdib.schema import read_yaml
 from mmrec_mrdib.testing.contract import build
@@ -293,9 +293,9 @@ def test_the_backbones_configuration_is_what_is_given_but_for_the_plugins(toy, p
         "feature_norm": "l2", "user_inter_num_interval": "[0,inf)", "epochs": 3,
     }  # fmt: skip
     plain = make_config("VBPR", "toy", 4, values=others)
-    host = host_config(
-        make_config(f"VBPR+{plugin}", "toy", 4, values=others | {k: v for k, v in own.items() if v is not None})
-    )
+    host = make_config(
+        f"VBPR+{plugin}", "toy", 4, values=others | {k: v for k, v in own.items() if v is not None}
+    ).host()
     assert run_module.record.run_hash(host, "") == run_module.record.run_hash(plain, "")
     assert host["seed"] == 4 and host["model"] == "VBPR" and host["feature_norm"] == "l2"
 

@@ -114,6 +114,10 @@ class Batch:
         assert self.negative is not None
         return self._gather(table, self.positive, enc.items), self._gather(table, self.negative, enc.items)
 
+    def distinct_items_of(self, table: Tensor, enc: Encoded) -> Tensor:
+        """(R, d) rows of a table of the encoded items for the distinct items of the batch; where only some are encoded, those."""
+        return table if enc.items is not None else gather_rows(table, self.items)
+
     def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
         """(B,) s(u, i) - s(u, j) of the pairs, from the tables of the encoded users (Q, d) and items (R, d)."""
         return self._once(lambda: margin(self.users_of(users, enc), *self.items_of(items, enc)), users, items)
@@ -177,9 +181,9 @@ def is_large(n: int, batch_size: int) -> bool:
     return n > 2 * batch_size
 
 
-def drop_out(x: Tensor, p: float) -> Tensor:
+def drop_out(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """x with a share p of its entries, drawn anew, set to 0 and the others divided by 1 - p; on a CPU in a third of `F.dropout`'s time."""
-    return x * ((torch.rand_like(x) >= p) / (1 - p)) if p else x
+    return x * ((torch.empty_like(x).uniform_(generator=generator) >= p) / (1 - p)) if p else x
 
 
 class Deterministic(EncodingStage):
