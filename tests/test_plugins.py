@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 
 from mmrec_mrdib import cli, load, load_checkpoint, paths, registry, train
-from mmrec_mrdib.config import parse_value
+from mmrec_mrdib.config import parse_value, quoted
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import rank, rank_ladder, score_all
 from mmrec_mrdib.experiment import run as run_module
@@ -311,7 +311,7 @@ def test_quoted_values_are_parsed_to_the_same():
         "f": None,
         "g": True,
     }
-    assert {k: parse_value(k, v) for k, v in run_module.quoted(values).items()} == values
+    assert {k: parse_value(k, v) for k, v in quoted(values).items()} == values
 
 
 # Runs.

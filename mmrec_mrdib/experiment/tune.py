@@ -50,7 +50,8 @@ _AUTOMATIC = tuple(f"{term}_weight" for term in TERMS)  # where `weighting: auto
 # What an impossible point may raise: it costs the point its trial. A full disk or a lost database is not the point's fault.
 _IMPOSSIBLE = (MRdIBError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError)
 # Weights of the plug-in that are a parameter of the backbone: the same term of the loss twice. Searched over the same values.
-TWINS = {"FREEDOM": {"unique_weight": "reg_weight", "unimodal_weight": "reg_weight"}}
+TWINS = {"FREEDOM": {"unique_weight": "reg_weight"}}
+_ALIAS = {"unimodal_weight": "unique_weight"}  # the same term, of the control
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
             if weights == "auto":
                 added = {k: v for k, v in added.items() if k not in _AUTOMATIC}
             space = space | added
-            for weight, parameter in TWINS.get(base, {}).items():
-                if weight in added:
+            for weight in added:
+                if parameter := TWINS.get(base, {}).get(_ALIAS.get(weight, weight)):
                     space |= {weight: of_base[parameter], parameter: [0.0]}
     for key, values in space.items():
         if not isinstance(values, list) or not values:

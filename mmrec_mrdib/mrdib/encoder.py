@@ -22,7 +22,13 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float, prior: float, generator: torch.Generator | None
+        ctx: Any,
+        mean: Tensor,
+        raw: Tensor,
+        low: float,
+        high: float,
+        prior: float,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         log_var = raw.clamp(low, high)
         sigma = (0.5 * log_var).exp_()

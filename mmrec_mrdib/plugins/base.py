@@ -99,7 +99,7 @@ class Plugin(MultimodalRecommender):
     z_in_score = "yes"
     any_batches: ClassVar[bool] = False
     """Whether it adds no losses, and so can be trained together with whatever learns in steps, from whatever batches."""
-    without_features: ClassVar[str] = "choose another model"
+    without_features: ClassVar[str] = "leave it out, or choose a model that has"
     """What to do with a backbone that has no features, where `reads_encoders`."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -116,7 +116,8 @@ class Plugin(MultimodalRecommender):
                 delattr(self, f"features_{m}")
             self.modalities, self.feature_dims = self.backbone.modalities, self.backbone.feature_dims
         elif self.reads_encoders(config):
-            raise ConfigError(f"{self.settings.backbone} has no features; {self.without_features}")
+            name = type(self).__name__
+            raise ConfigError(f"+{name}: {self.settings.backbone} has no features; {self.without_features}")
         self.seams = self.claims(config)
         self._check_neighbours(config)
         if not self.is_staged(config):
