@@ -28,12 +28,10 @@ class TestPGL(ContractTests):
 
 class TestGUME(ContractTests):
     model = "GUME"
-    undisturbed: ClassVar = {"noise": 0.0}
 
 
 class TestMENTOR(ContractTests):
     model = "MENTOR"
-    undisturbed: ClassVar = {"noise": 0.0}
 
 
 # Dense counterparts, (U, I) or square, padding included.

@@ -290,7 +290,6 @@ def test_mmgcf_trains_on_a_pruned_graph(golden, tmp_path, monkeypatch):
 
 class TestMVGAE(ContractTests):
     model = "MVGAE"
-    undisturbed: ClassVar[dict] = {"dropout": 0, "noise_scale": 0}
 
 
 class MVGAEReference(Reference):
