@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import logging
+from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from mmrec_mrdib.plugins.base import JointSettings, Plugin
 from mmrec_mrdib.steps import Advance, Closure, Losses, Step
+
+
+logger = logging.getLogger(__name__)
 
 
 class MGSettings(JointSettings):
@@ -58,10 +63,20 @@ class MG(Plugin):
     settings_class = MGSettings
     needs_features = False
     any_batches = True
+    _told = False
 
     @classmethod
-    def claims(cls, config: object) -> frozenset[str]:
+    def claims(cls, config: Any) -> frozenset[str]:
         return frozenset({"step"})
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "+%s changes the trainer's step, and RecBole's own Trainer takes plain ones: train with mmrec_mrdib.train",
+                type(self).__name__,
+            )
+        return super().calculate_loss(interaction)
 
     def trainer_step(self) -> Step:
         return MirrorStep(self.settings.mirror_descent, self.settings.mirror_ascent, self.settings.mirror_period)
