@@ -157,7 +157,9 @@ def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
     plugged = {f"{p}-{preset}" if preset else p: f"VBPR+{registry.Variant('', p, preset).name[1:]}"
                for p in registry.PLUGINS for preset in (None, *registry.presets(p))}  # fmt: skip
-    assert {"MRdIB-paper", "MG", "Noise", "Noise-relative", "Dropout", "Dropout-modality", "L2", "Unimodal"} <= set(spaces)
+    assert {"MRdIB-paper", "MG", "Noise", "Noise-relative", "Dropout", "Dropout-modality", "L2", "Unimodal"} <= set(
+        spaces
+    )
     ours = {*registry.MODELS, *registry.BASELINES, *plugged.keys() & spaces.keys()}
     assert ours | {"BPR", "ItemKNN", "EASE", "Pop", "NeuMF", "NGCF", "MultiVAE", "SimpleX"} <= set(spaces)
     assert set(spaces) - ours <= set(registry.recbole_models()) - set(registry.REFUSED)

@@ -1,7 +1,5 @@
 """BM3, DRAGON, LGMRec, LayerGCN, SelfCF, ItemKNNCBF: contract, reference values, independent dense computations."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch

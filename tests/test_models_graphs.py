@@ -1,7 +1,6 @@
 """Models around graphs of items: SMORE, LATTICE, PGL, GUME, MENTOR. The contract, reference values, dense formulas."""
 
 import functools
-from typing import ClassVar
 
 import pytest
 import torch

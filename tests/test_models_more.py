@@ -1,7 +1,5 @@
 """GRCN, SLMRec, DA-MRS, MMGCF, MVGAE: the contract, reference values, and what is particular to each."""
 
-from typing import ClassVar
-
 import pytest
 import torch
 from recbole.data.interaction import Interaction

@@ -99,21 +99,16 @@ def fit(toy, tmp_path):
     return call
 
 
-@pytest.mark.parametrize(
-    ("plugin", "values"),
-    [
-        ("+Idle", {}),
-        ("+Noise+Dropout+L2+Unimodal", OFF["+Noise+Dropout+L2+Unimodal+MG"]),
-        ("+MRdIB (paper)", OFF["+MRdIB (paper)"]),
-    ],
-)
-def test_a_training_with_what_is_off_is_the_hosts(fit, monkeypatch, plugin, values):
+def test_a_training_with_what_is_off_is_the_hosts(fit, monkeypatch):
     """FREEDOM draws edges anew in each epoch."""
     monkeypatch.setitem(registry.PLUGINS, "Idle", f"{__name__}:Idle")
     epochs, test, state = run_outcome(fit("FREEDOM")["folder"])
-    off_epochs, off_test, off_state = run_outcome(fit("FREEDOM" + plugin, **values)["folder"])
-    assert (off_epochs, off_test) == (epochs, test)
-    assert all(torch.equal(off_state[k], v) for k, v in state.items())
+    off = {"+Idle": {}, "+Noise+Dropout+L2+Unimodal": OFF["+Noise+Dropout+L2+Unimodal+MG"]}
+    off["+MRdIB (paper)"] = OFF["+MRdIB (paper)"]
+    for plugin, values in off.items():
+        off_epochs, off_test, off_state = run_outcome(fit("FREEDOM" + plugin, **values)["folder"])
+        assert (off_epochs, off_test) == (epochs, test), plugin
+        assert all(torch.equal(off_state[k], v) for k, v in state.items()), plugin
 
 
 # Mirror Gradient.
@@ -145,7 +140,13 @@ def gradient(model, batch):
 @pytest.mark.parametrize("scaler", [False, True])
 def test_with_sgd_it_is_a_step_down_and_a_smaller_step_up(toys, tmp_path, clip, scaler):
     """Every third batch from the first, theta - eta a1 g(theta) + eta a2 g(theta'); only the second gradient is clipped."""
-    values = {"learner": "sgd", "learning_rate": 0.5, "mirror_descent": 0.8, "mirror_ascent": 0.3, "enable_scaler": scaler}
+    values = {
+        "learner": "sgd",
+        "learning_rate": 0.5,
+        "mirror_descent": 0.8,
+        "mirror_ascent": 0.3,
+        "enable_scaler": scaler,
+    }
     trainer, splits, batches = started(toys, tmp_path, clip_grad_norm=clip and {"max_norm": clip}, **values)
     by_hand = copy.deepcopy(core_of(trainer)).train()
     trainer._train_epoch(splits.train, 0)
@@ -158,7 +159,7 @@ def test_with_sgd_it_is_a_step_down_and_a_smaller_step_up(toys, tmp_path, clip, 
             with torch.no_grad():
                 for p, g in zip(by_hand.parameters(), grads, strict=True):
                     p -= 0.5 * g
-    assert len(batches) > 4
+    assert len(batches) >= 4  # the first and the fourth
     for p, truth in zip(core_of(trainer).parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(p, truth, rtol=1e-5, atol=1e-7)
 
@@ -183,18 +184,18 @@ def test_without_ascent_it_is_a_step_and_one_without_gradient(toys, tmp_path):
 
 
 def test_tables_that_are_updated_by_rows_count_two_steps(toys, tmp_path, monkeypatch):
-    values = {"train_batch_size": 1, "mirror_ascent": 0.3}
-    by_rows, splits, batches = started(toys, tmp_path / "rows", **values)
+    values = {"train_batch_size": 1, "mirror_ascent": 0.3, "learning_rate": 0.001}
+    by_rows, _, batches = started(toys, tmp_path / "rows", **values)
     assert isinstance(by_rows.optimizer, RowAdam) and by_rows.optimizer.tables
     monkeypatch.setattr(trainer_module, "ROWS_PAY", 10**9)
-    dense, other, _ = started(toys, tmp_path / "dense", **values)
+    dense, _, _ = started(toys, tmp_path / "dense", **values)
     assert not isinstance(dense.optimizer, RowAdam)
-    for trainer, data in ((by_rows, splits.train), (dense, other.train)):
-        trainer._train_epoch(data, 0)
+    for trainer in (by_rows, dense):
+        trainer._train_epoch(batches[:70], 0)
     table = by_rows.optimizer.tables[0]
-    assert int(by_rows.optimizer.state[table]["step"]) == len(batches) + -(-len(batches) // 3)
+    assert int(by_rows.optimizer.state[table]["step"]) == 70 + 24
     for p, truth in zip(by_rows.model.parameters(), dense.model.parameters(), strict=True):
-        torch.testing.assert_close(p, truth, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(p, truth, rtol=0, atol=1e-5)  # a hundredth of a step
 
 
 @pytest.mark.parametrize("model", ["VBPR+MRdIB (paper)+MG", "VBPR+MG+MRdIB (paper)"])
@@ -204,6 +205,7 @@ def test_estimators_are_not_mirrored(toys, tmp_path, model):
     mirrored, other, _ = started(toys, tmp_path / "mg", model, train_batch_size=512)
     start = [p.detach().clone() for p in plain.model.mi_parameters()]
     for trainer, data in ((plain, splits.train), (mirrored, other.train)):
+        torch.manual_seed(4)  # MINE shuffles
         trainer._train_epoch(data, 0)
     assert len(batches) == 1
     pairs = list(zip(plain.model.mi_parameters(), mirrored.model.mi_parameters(), strict=True))
@@ -411,7 +413,9 @@ def test_unimodal_is_the_papers_unique_term_alone(made, base):
     assert model.calculate_loss(batch).backward() is None and all(p.grad.any() for p in model.own_views.parameters())
 
 
-@pytest.mark.parametrize("plugin", ["Noise", "Noise (relative)", "Dropout", "Dropout (modality)", "L2", "Unimodal", "MG"])
+@pytest.mark.parametrize(
+    "plugin", ["Noise", "Noise (relative)", "Dropout", "Dropout (modality)", "L2", "Unimodal", "MG"]
+)
 @pytest.mark.parametrize("base", ["VBPR", "MGCN"])
 def test_one_pair_and_features_of_zero_are_no_trouble(made, base, plugin):
     model, splits = made(f"{base}+{plugin}")
@@ -445,7 +449,11 @@ def test_names_of_several():
         assert registry.variant(variant.name) == variant == registry.of_kind("VBPR", variant.kind)
     assert registry.variant("VBPR+MRdIB (paper)+MG") == ("VBPR+MRdIB (paper)", "MG", None)
     assert registry.variant("VBPR+MRdIB (paper)+MG").kind == "mrdib-paper+mg"
-    for wrong, told in (("VBPR+MG+MG", "MG is named twice"), ("VBPR+MG+Mg", "named twice"), ("VBPR+MG+Nose", "no such plug-in")):
+    for wrong, told in (
+        ("VBPR+MG+MG", "MG is named twice"),
+        ("VBPR+MG+Mg", "named twice"),
+        ("VBPR+MG+Nose", "no such plug-in"),
+    ):
         with pytest.raises(ConfigError, match=told):
             registry.variant(wrong)
 
@@ -458,12 +466,16 @@ def test_losses_add_up_and_stages_compose(made):
     assert {"z_l2", "unimodal"} < set(step.parts)
     assert {name.partition("/")[0] for name in step.logs} == {"z_l2", "unimodal"}
     alone, _ = made("MGCN+L2")
-    assert torch.equal(alone.train().step_loss(batch).parts["z_l2"], step.parts["z_l2"])  # of mu, whatever is left out of z
+    assert torch.equal(
+        alone.train().step_loss(batch).parts["z_l2"], step.parts["z_l2"]
+    )  # of mu, whatever is left out of z
     noisy, _ = made("MGCN+Noise+Dropout", z_noise=0.3, z_dropout=0.4)
     enc = noisy.train().encode_items()
     for m, z in enc.z.items():
         left = z != 0
-        assert 0.3 < 1 - left.float().mean() < 0.5 and (0.6 * z - enc.mean[m])[left].std().item() == pytest.approx(0.3, abs=0.1)
+        assert 0.3 < 1 - left.float().mean() < 0.5 and (0.6 * z - enc.mean[m])[left].std().item() == pytest.approx(
+            0.3, abs=0.1
+        )
 
 
 class Two(Idle):
@@ -524,7 +536,12 @@ def test_parameters_are_each_plugins_own(toys):
     config = make_config("VBPR+MRdIB (paper)+Content", "toy", 1, values=given | {"mi_hidden_size": 7})
     content, mrdib = config.layers
     assert (content["training"], content["readout"]) == ("staged", "late")
-    assert (mrdib["training"], mrdib["readout"], mrdib["encoders"], mrdib["mi_hidden_size"]) == ("joint", "none", "backbone", 7)
+    assert (mrdib["training"], mrdib["readout"], mrdib["encoders"], mrdib["mi_hidden_size"]) == (
+        "joint",
+        "none",
+        "backbone",
+        7,
+    )
     both = make_config("VBPR+MRdIB (paper)+Content", "toy", 1, values=given | {"content_control": "shuffle"})
     assert [c["content_control"] for c in both.layers] == ["shuffle"] * 2
     with pytest.raises(ConfigError, match=r"--preset=paper: of which plug-in\?"):
@@ -606,7 +623,18 @@ def test_spaces_of_several():
 
 
 def test_boards_have_them_all(toys):
-    variants = ("plain", "mrdib", "content", "noise", "mg", "dropout", "l2", "unimodal", "mrdib+mg", "noise-relative+mg")
+    variants = (
+        "plain",
+        "mrdib",
+        "content",
+        "noise",
+        "mg",
+        "dropout",
+        "l2",
+        "unimodal",
+        "mrdib+mg",
+        "noise-relative+mg",
+    )
     spec = leaderboard.Spec(
         ("VBPR", "LightGCN", "Pop"), ("toy",), variants=variants, trials=2, weights="search", data_path=str(toys),
         values={"embedding_size": "8", "z_noise": "0.1", "mirror_ascent": "0.2"},
@@ -617,7 +645,10 @@ def test_boards_have_them_all(toys):
         f"LightGCN{v}" for v in ("", "+MRdIB", "+Content", "+MG", "+MRdIB+MG")
     }
     assert {m for m in found if m.startswith("Pop")} == {"Pop", "Pop+MRdIB", "Pop+Content"}
-    assert found["VBPR+MRdIB+MG"].host == ("VBPR+MG", {"data_path": str(toys), "embedding_size": "8", "mirror_ascent": "0.2"})
+    assert found["VBPR+MRdIB+MG"].host == (
+        "VBPR+MG",
+        {"data_path": str(toys), "embedding_size": "8", "mirror_ascent": "0.2"},
+    )
     assert "z_noise" not in found["VBPR"].values and found["VBPR+Noise"].values["z_noise"] == "0.1"
     assert "z_noise" not in found["VBPR+Noise (relative)+MG"].space and "z_l2_weight" in found["VBPR+L2"].space
     assert found["VBPR+MRdIB+MG"].variant == "mrdib+mg" and found["VBPR+MRdIB+MG"].backbone == "VBPR"

@@ -63,7 +63,9 @@ def make_config(
     if seed is not None:
         overrides["seed"] = seed
     if len(variant.layers) > 1 and "preset" in overrides:
-        raise ConfigError(f"--preset={overrides['preset']}: of which plug-in? Name it in the model, as in VBPR+MRdIB (paper)+MG")
+        raise ConfigError(
+            f"--preset={overrides['preset']}: of which plug-in? Name it in the model, as in VBPR+MRdIB (paper)+MG"
+        )
     config = of_variant(variant, dataset, config_files, overrides)
     if len(variant.layers) > 1:
         places = {c["model"]: c.model_class.place(c) for c in config.layers}

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
-from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
@@ -204,7 +203,9 @@ class MRdIB(Channel):
         by_views = settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight)
         option = "user_view=backbone" if by_views else f"unique_loss={settings.unique_loss}"
         if by_views or settings.unique_loss == "bpr":
-            check_negatives(self, f"--{option}", "choose --user_view=history --unique_loss=softmax, or --training=staged")
+            check_negatives(
+                self, f"--{option}", "choose --user_view=history --unique_loss=softmax, or --training=staged"
+            )
 
     # Representations.
 

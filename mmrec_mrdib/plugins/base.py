@@ -129,7 +129,9 @@ class Plugin(MultimodalRecommender):
                     f"--training=joint: {self.settings.backbone} is not trained on pairs of items; choose --training=staged"
                 )
             if one_pass:
-                raise ConfigError(f"{self.settings.backbone} is fitted in one pass, without steps: +{type(self).__name__} has no effect")
+                raise ConfigError(
+                    f"{self.settings.backbone} is fitted in one pass, without steps: +{type(self).__name__} has no effect"
+                )
             self.input_type = self.backbone.input_type  # the batches are what the backbone is trained on, see `Config`
         self.frozen = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
@@ -175,16 +177,22 @@ class Plugin(MultimodalRecommender):
             mine, theirs = (type(p).__name__ for p in (self, other))
             for seam in SEAMS:
                 if seam in self.seams & other.seams:
-                    raise ConfigError(f"{self.settings.backbone}+{mine}: {theirs} and {mine} both {SEAMS[seam]}; leave one of them out")
+                    raise ConfigError(
+                        f"{self.settings.backbone}+{mine}: {theirs} and {mine} both {SEAMS[seam]}; leave one of them out"
+                    )
             if self.placed < other.placed:
                 raise ConfigError(f"{self.settings.backbone}+{mine}: {theirs} must be named last, as it stands outside")
             if other._by_itself() and not self.placed[0]:
-                raise ConfigError(f"{self.settings.backbone}+{mine}: {theirs} makes its steps by itself; leave one of them out")
+                raise ConfigError(
+                    f"{self.settings.backbone}+{mine}: {theirs} makes its steps by itself; leave one of them out"
+                )
 
     def replace_stage(self, stage: EncodingStage) -> None:
         """Make the backbone's representations by another stage."""
         if type(self.core.stage) is not Deterministic:
-            raise ContractError(f"{type(self).__name__}: the backbone's encoding stage is replaced already; claim 'sampling'")
+            raise ContractError(
+                f"{type(self).__name__}: the backbone's encoding stage is replaced already; claim 'sampling'"
+            )
         self.core.stage = stage
 
     def freeze_backbone(self) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from mmrec_mrdib.plugins.base import JointSettings, Plugin
 from mmrec_mrdib.steps import Advance, Closure, Losses, Step
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -58,9 +58,8 @@ class ConstantNoise(EncodingStage):
 
     @torch.no_grad()
     def _rms(self, mean: Tensor) -> Tensor:
-        if self._partial:  # the batch's items, and no others
-            rows = mean
-        else:
+        rows = mean
+        if not self._partial:  # otherwise it is of the batch's items alone
             rows = mean[1:] if self.among is None else mean[self.among]
         return at_least_single(rows).square().mean().sqrt().to(mean.dtype)
 
