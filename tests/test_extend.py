@@ -152,8 +152,8 @@ def test_terms_of_ones_own_have_the_values_that_they_say(installed, tmp_path):
     model, splits = build("VBPR+MRdIB (paper)", tmp_path, **values)
     batch = next(iter(splits.train))
     model.train()
-    enc, _ = model.backbone.forward_batch(model.batch(batch))
-    model.backbone.forward_batch = lambda batch: (enc, model.backbone.propagate(enc))  # the same noise
+    enc, _ = model.forward_batch(model.batch(batch))
+    model.forward_batch = lambda batch: (enc, model.propagate(enc))  # the same noise
     rows = model.batch(batch).items
     a, b = (z[rows] if enc.items is None else z for z in enc.z.values())
     parts = model.step_loss(batch).parts

@@ -156,10 +156,10 @@ class ContractTests:
         interaction = next(iter(splits.train))
         batch, state = model.backbone.batch(interaction), {k: v.clone() for k, v in model.state_dict().items()}
         with torch.autocast("cpu", torch.bfloat16):
-            halves = model.backbone.forward_batch(batch)
+            halves = model.forward_batch(batch)
         steps = []
         for enabled in (True, False):
-            model.backbone.forward_batch = lambda batch, full=not enabled: (
+            model.forward_batch = lambda batch, full=not enabled: (
                 tuple(map(in_float32, halves)) if full else halves
             )
             torch.manual_seed(1)
