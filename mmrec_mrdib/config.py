@@ -91,7 +91,7 @@ class Config(recbole.config.Config):
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(str(error)) from error
         given, inter = self.external_config_dict, self._dataset_folder / f"{dataset}.inter"
-        pairs = self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and get_dataloader(self, "train") is TrainDataLoader
+        pairs = self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and self.loader is TrainDataLoader
         parameters.check_together(self, given, pairs)
         if self.positives_alone and given.get("train_neg_sample_args") is not None:
             named = given.get("backbone", self["model"])
@@ -102,10 +102,39 @@ class Config(recbole.config.Config):
         parameters.check_layout(self, given, self.internal_config_dict, fixed, str(self._dataset_folder))
 
     @property
+    def learner(self) -> str:
+        """The name of the model whose batches training takes: the backbone's, where a plug-in trains together with it."""
+        name: str = self["model"]
+        if name not in registry.PLUGINS or self.model_class.is_staged(self):
+            return name
+        return registry.variant(self["backbone"]).root
+
+    @property
+    def loader(self) -> Any:
+        """RecBole's class of training batches for that model."""
+        return get_dataloader({"model": self.learner, "MODEL_TYPE": self["MODEL_TYPE"]}, "train")
+
+    @property
     def positives_alone(self) -> bool:
         """Whether training needs no negatives: `Batch.negative` is None."""
         pointwise = self["MODEL_INPUT_TYPE"] == InputType.POINTWISE
-        return pointwise and issubclass(self.model_class, MultimodalRecommender)
+        learner = self.model_class if self.learner == self["model"] else registry.model_class(self.learner)
+        return pointwise and issubclass(learner, MultimodalRecommender)
+
+    @property
+    def layers(self) -> tuple[Config, ...]:
+        """Those of the plug-ins, from the outermost inwards: in each a plug-in finds its own values."""
+        if self["model"] not in registry.PLUGINS:
+            return ()
+        return (self, *(self.host().layers if "+" in self["backbone"] else ()))
+
+    def host(self) -> Config:
+        """The Config of what a plug-in is around: all that was given, but for what is the plug-in's alone."""
+        host = registry.variant(self["backbone"])
+        own = {"backbone", "preset", "model", "dataset", "seed"}
+        own |= registry.parameters(self["model"]) - host.parameters
+        given = quoted({k: v for k, v in self.external_config_dict.items() if k not in own} | {"seed": self["seed"]})
+        return of_variant(host, self.dataset, values=given)
 
     # Seams of RecBole's constructor, in the order in which it calls them.
 
@@ -141,6 +170,7 @@ class Config(recbole.config.Config):
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))
         backbone = external.get("backbone") if model in registry.PLUGINS else None
         preset = external.get("preset") if backbone else None
+        host = registry.variant(backbone or model)
         if model in registry.PLUGINS and not backbone:
             raise ConfigError(f"{model} wraps a model: name it, as in --model=VBPR+{model}, or backbone: VBPR")
         if preset is not None and preset not in registry.presets(model):
@@ -151,9 +181,9 @@ class Config(recbole.config.Config):
             recboles / "dataset/sample.yaml",
             ours / "overall.yaml",
             recboles / f"dataset/{dataset}.yaml",
-            *(registry.property_files(model) if backbone else []),
-            *([registry.property_file("plugin", model, f"{model}-{preset}")] if preset is not None else []),
-            *registry.property_files(backbone or model),
+            *(file for v in host.layers for file in _plugin_files(v.plugin, v.preset)),
+            *(_plugin_files(model, preset) if backbone else []),  # what several plug-ins have: the outermost one's
+            *registry.property_files(host.root),
             ours / f"dataset/{dataset}.yaml",
         ]
         self.internal_config_dict: dict[str, Any] = {"preset": None} if backbone else {}
@@ -197,11 +227,8 @@ class Config(recbole.config.Config):
 
     def _set_input_type(self) -> None:
         """Of a plug-in that trains together with its backbone: what that is trained on."""
-        final = self.final_config_dict
-        if final["model"] in registry.PLUGINS and final.get("training") == "joint":
-            backbone = registry.model_class(final["backbone"])
-            if issubclass(backbone, MultimodalRecommender):
-                final["MODEL_INPUT_TYPE"] = backbone.input_type
+        if self.learner != self["model"]:
+            self.final_config_dict["MODEL_INPUT_TYPE"] = registry.model_class(self.learner).input_type
 
     def _init_device(self) -> None:
         """RecBole's sets CUDA_VISIBLE_DEVICES for the whole process; here `gpu_id` counts the visible ones."""
@@ -247,6 +274,28 @@ def known_keys() -> frozenset[str]:
     for group in ("general", "training", "evaluation", "dataset"):
         keys |= set(getattr(recbole.config.configurator, f"{group}_arguments"))
     return frozenset(keys)
+
+
+def of_variant(
+    variant: registry.Variant,
+    dataset: str,
+    config_files: Sequence[str | Path] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Config:
+    """The Config of a model in its parts."""
+    overrides = dict(values or {})
+    if variant.plugin is None:
+        return Config(variant.base, dataset, config_files, None, overrides)
+    if variant.preset is not None and overrides.setdefault("preset", variant.preset) != variant.preset:
+        raise ConfigError(f"--preset={overrides['preset']}: {variant.name} names {variant.preset}; give one of them")
+    return Config(variant.plugin, dataset, config_files, {"backbone": variant.base}, overrides)
+
+
+def _plugin_files(plugin: str | None, preset: str | None) -> list[Path]:
+    """Of a plug-in's parameters, lowest rank first."""
+    assert plugin is not None
+    named = [] if preset is None else [registry.property_file("plugin", plugin, f"{plugin}-{preset}")]
+    return [*registry.property_files(plugin), *named]
 
 
 def quoted(values: Mapping[str, Any]) -> dict[str, Any]:

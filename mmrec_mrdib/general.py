@@ -354,11 +354,12 @@ def fitted_in_one_pass(model: Any) -> bool:
 
 
 def training_state(model: Any) -> dict[str, Any]:
-    """What the training of RecBole's models, also wrapped ones, changes besides their state_dict: tensors and plain values, for a
-    checkpoint."""
-    model = getattr(model, "backbone", model)
-    found = {name: vars(model)[name] for name in _STATE if name in vars(model)}
-    return {
+    """What the training of RecBole's models, also wrapped ones, and of plug-ins changes besides their state_dict: tensors and plain values,
+    for a checkpoint."""
+    core = getattr(model, "core", model)
+    found = {name: vars(core)[name] for name in _STATE if name in vars(core)}
+    streams = {f"draws of {type(p).__name__}": p.draws.state for p in getattr(model, "plugins", ()) if p.draws.begun}
+    return streams | {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in found.items()
         if isinstance(value, Tensor | np.ndarray | int | None)
@@ -367,7 +368,11 @@ def training_state(model: Any) -> dict[str, Any]:
 
 def restore_training_state(model: Any, state: dict[str, Any]) -> None:
     """Put `training_state` back."""
-    model = getattr(model, "backbone", model)
+    state = dict(state)
+    for plugin in getattr(model, "plugins", ()):
+        if (stream := state.pop(f"draws of {type(plugin).__name__}", None)) is not None:
+            plugin.draws.resume(stream, model.device)
+    model = getattr(model, "core", model)
     for name, value in state.items():
         if isinstance(vars(model)[name], np.ndarray):
             value = value.cpu().numpy()
@@ -384,8 +389,12 @@ def build(config: Any, dataset: Any, name: str | None = None) -> Any:
     """
     name = name or config["model"]
     model_class = registry.model_class(name)
-    if name in registry.MODELS or name in registry.PLUGINS:
+    if name in registry.MODELS:
         return model_class(config, dataset).to(config["device"])
+    if name in registry.PLUGINS:
+        plugged = model_class(config, dataset)
+        torch.set_rng_state(plugged.drawn)  # from here on is drawn what the backbone by itself would draw
+        return plugged.to(config["device"])
     _check(name, config, dataset)
     started = time.perf_counter()
     try:

@@ -63,7 +63,7 @@ _OTHER_KINDS: dict[str, str] = {
     "knowledge_aware_recommender": "a knowledge-aware recommender: it needs a knowledge graph",
     "exlib_recommender": "a context-aware recommender of decision trees: it predicts clicks from fields of users and items",
 }
-# What can be put around a model, as in MODEL+PLUGIN; defaults in properties/plugin/<Name>.yaml, named sets of other values in
+# What can be put around a model, as in MODEL+PLUGIN or MODEL+PLUGIN+PLUGIN; defaults in properties/plugin/<Name>.yaml, named sets of other values in
 # properties/plugin/<Name>-<preset>.yaml.
 PLUGINS: dict[str, str] = {
     "MRdIB": "mmrec_mrdib.mrdib.plugin:MRdIB",
@@ -71,6 +71,11 @@ PLUGINS: dict[str, str] = {
     "DVIB": "mmrec_mrdib.plugins.dvib:DVIB",
     "FETTLE": "mmrec_mrdib.plugins.fettle:FETTLE",
     "MDVT": "mmrec_mrdib.plugins.mdvt:MDVT",
+    "Noise": "mmrec_mrdib.plugins.noise:Noise",
+    "Dropout": "mmrec_mrdib.plugins.dropout:Dropout",
+    "L2": "mmrec_mrdib.plugins.l2:L2",
+    "Unimodal": "mmrec_mrdib.plugins.unimodal:Unimodal",
+    "MG": "mmrec_mrdib.plugins.mg:MG",
 }
 # Estimators of mutual information, for `mi_estimator`.
 ESTIMATORS: dict[str, str] = {
@@ -183,7 +188,8 @@ def _exports(kind: str) -> dict[str, str]:
 
 
 class Variant(NamedTuple):
-    """A model's name in its parts: 'VBPR+MRdIB (paper)' is VBPR with the plug-in MRdIB in its preset 'paper'; a plain model has neither."""
+    """A model's name in its parts: 'VBPR+MRdIB (paper)' is VBPR with the plug-in MRdIB in its preset 'paper'; a plain model has neither.
+    The base of 'VBPR+MG+MRdIB' is 'VBPR+MG': a plug-in is around what stands left of it."""
 
     base: str
     plugin: str | None = None
@@ -197,10 +203,24 @@ class Variant(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """'plain', 'mrdib', 'mrdib-paper': what boards call their variants."""
-        if self.plugin is None:
-            return "plain"
-        return self.plugin.lower() + (f"-{self.preset}" if self.preset else "")
+        """'plain', 'mrdib', 'mrdib-paper', 'mg+mrdib': what boards call their variants."""
+        own = (f"{v.plugin}-{v.preset}" if v.preset else f"{v.plugin}" for v in self.layers)
+        return "+".join(own).lower() or "plain"
+
+    @property
+    def root(self) -> str:
+        """The plain model: 'VBPR'."""
+        return self.base.partition("+")[0]
+
+    @property
+    def layers(self) -> tuple[Variant, ...]:
+        """From the innermost plug-in outwards: 'VBPR+MG' and 'VBPR+MG+MRdIB'."""
+        return (*variant(self.base).layers, self) if self.plugin else ()
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of the parameters of its plug-ins."""
+        return frozenset().union(*(parameters(v.plugin) for v in self.layers if v.plugin))
 
 
 def property_file(kind: str, name: str, stem: str | None = None) -> Path:
@@ -255,20 +275,35 @@ def variants_told() -> str:
 
 
 def variant(name: str) -> Variant:
-    """The parts of 'VBPR', 'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or 'VBPR+MRdIB-paper'.
+    """The parts of 'VBPR', 'VBPR+MRdIB', 'VBPR+MRdIB (paper)', 'VBPR+MRdIB-paper' or 'VBPR+MRdIB (paper)+MG'.
 
     Raises:
-        ConfigError: no such plug-in, or no such preset of it.
+        ConfigError: no such plug-in, no such preset of it, or the same plug-in twice.
     """
-    base, plus, rest = name.partition("+")
-    if not plus:
-        return Variant(base)
-    wanted = re.sub(r"\s*\((\w+)\)$", r"-\1", rest.strip()).lower()
-    known = kinds()
-    if wanted not in known or wanted == "plain":
-        names = ", ".join(f"{base}+{Variant('', *parts).name[1:]}" for kind, parts in known.items() if kind != "plain")
-        raise ConfigError(f"--model={name}: no such plug-in or preset; write {base}, or one of {names}")
-    return Variant(base, *known[wanted])
+    root, *plugged = name.split("+")
+    found = Variant(root)
+    for each in plugged:
+        wanted = re.sub(r"\s*\((\w+)\)$", r"-\1", each.strip()).lower()
+        known = kinds()
+        if wanted not in known or wanted == "plain":
+            names = ", ".join(
+                f"{root}+{Variant('', *parts).name[1:]}" for kind, parts in known.items() if kind != "plain"
+            )
+            raise ConfigError(f"--model={name}: no such plug-in or preset; write {root}, or one of {names}, or several")
+        plugin, preset = known[wanted]
+        if plugin in (v.plugin for v in found.layers):
+            raise ConfigError(f"--model={name}: {plugin} is named twice")
+        found = Variant(found.name, plugin, preset)
+    return found
+
+
+def of_kind(base: str, kind: str) -> Variant:
+    """The variant of a model that boards call 'plain', 'mrdib', 'mrdib-paper+mg', ...
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return Variant(base) if kind == "plain" else variant(f"{base}+{kind}")
 
 
 def model_class(name: str) -> Any:

@@ -26,6 +26,7 @@ from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank, rank_ladder
 from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
+from mmrec_mrdib.steps import Losses, Step
 
 compat.activate()
 
@@ -139,24 +140,36 @@ class MRdIBTrainer(Trainer):
         meter = _Meter()
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         # The first group: estimators of mutual information are not clipped with the model.
-        clipped = self.optimizer.param_groups[0]["params"] if self.clip_grad_norm else []
+        own, *apart = (group["params"] for group in self.optimizer.param_groups)
+        clipped = own if self.clip_grad_norm else []
+        step: Step = getattr(self.model, "trainer_step", Step)()
+
+        def closure(factor: float = 1.0) -> Losses:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+                parts, logs = self._step(batch)
+                total = torch.stack(list(parts.values())).sum()
+            scaler.scale(total if factor == 1 else factor * total).backward()
+            return parts, logs
+
+        def advance(clip: bool = True, estimators: bool = True) -> None:
+            if not estimators:
+                for parameter in (p for group in apart for p in group):
+                    parameter.grad = None
+            if clipped and clip:
+                scaler.unscale_(self.optimizer)
+                clip_grad_norm_(clipped, **self.clip_grad_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+
         batches = self.model.batches(train_data) if hasattr(self.model, "batches") else train_data
         bar = tqdm(batches, desc=f"epoch {epoch_idx}", leave=False, disable=not self.show_bar, dynamic_ncols=True)
         shown = started
         for interaction in bar:
             if self._interrupted():
                 raise KeyboardInterrupt
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
-                parts, logs = self._step(interaction.to(self.device))
-                total = torch.stack(list(parts.values())).sum()
-            scaler.scale(total).backward()
-            if clipped:
-                scaler.unscale_(self.optimizer)
-                clip_grad_norm_(clipped, **self.clip_grad_norm)
-            scaler.step(self.optimizer)
-            scaler.update()
-            meter.add(parts, logs)
+            batch = interaction.to(self.device)
+            meter.add(*step.run(closure, advance))
             if self.show_bar and time.perf_counter() - shown > _BAR_SECONDS:
                 shown = time.perf_counter()
                 bar.set_postfix({k: f"{v:.4g}" for k, v in meter.means().items()})
@@ -404,14 +417,19 @@ class _Meter:
         self.names: list[str] = []
         self.batches = 0
 
-    def add(self, parts: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> None:
+    def add(self, first: Losses, *later: Losses) -> None:
+        """Of a batch: what its first pass lost counts; a later pass need only be finite."""
+        parts, logs = first
         values = torch.stack([v.detach() for v in (*parts.values(), *logs.values())])
         if not self.batches:
             self.parts, self.names = tuple(parts), [*parts, *logs]
             self.sums = torch.zeros_like(values)
             self.finite = torch.zeros_like(values)
         self.sums += values
-        self.finite += torch.isfinite(values) & (self.finite == self.batches)
+        good = torch.isfinite(values)
+        for again, _ in later:
+            good[: len(again)] &= torch.isfinite(torch.stack([v.detach() for v in again.values()]))
+        self.finite += good & (self.finite == self.batches)
         self.batches += 1
 
     def means(self) -> dict[str, float]:

@@ -140,6 +140,11 @@ def test_presets_change_what_they_are_named_for_and_nothing_else():
         "mrdib-unique": {"unique_weight": 1.0, "synergy_weight": 0.0},
         "mrdib-shuffled": {"content_control": "shuffle"},
         "content-shuffled": {"content_control": "shuffle"},
+        "noise-relative": {"z_noise": 0.3, "z_noise_unit": "rms"},
+        "dropout-modality": {"z_dropout_unit": "modality"},
+        "dvib-constant": {"sigma": "constant", "init_sigma": 0.001, "rate_weight": 0.0},
+        "dvib-js": {"consistency": "js"},
+        "mdvt-lazy": {"refresh": "epoch"},
     }
     for kind, (plugin, preset) in registry.kinds().items():
         if preset is None or kind == "mrdib-paper":
@@ -153,13 +158,18 @@ def test_presets_change_what_they_are_named_for_and_nothing_else():
 
 def test_search_spaces_name_parameters_and_values_that_are_valid(tmp_path):
     spaces = {p.stem: read_yaml(p) for p in (paths.properties_dir() / "search").glob("*.yaml")}
-    ours = {*registry.MODELS, *registry.BASELINES, "MRdIB-paper"}
+    plugged = {f"{p}-{preset}" if preset else p: f"VBPR+{registry.Variant('', p, preset).name[1:]}"
+               for p in registry.PLUGINS for preset in (None, *registry.presets(p))}  # fmt: skip
+    assert {"MRdIB-paper", "MG", "Noise", "Noise-relative", "Dropout", "Dropout-modality", "L2", "Unimodal"} <= set(
+        spaces
+    )
+    ours = {*registry.MODELS, *registry.BASELINES, *plugged.keys() & spaces.keys()}
     assert ours | {"BPR", "ItemKNN", "EASE", "Pop", "NeuMF", "NGCF", "MultiVAE", "SimpleX"} <= set(spaces)
     assert set(spaces) - ours <= set(registry.recbole_models()) - set(registry.REFUSED)
     assert {name for name, space in spaces.items() if not space} == {"Pop", "Random"}
     _, splits = build("VBPR", tmp_path)  # the data of all of them
     for name, space in spaces.items():
-        model = "VBPR+MRdIB (paper)" if name == "MRdIB-paper" else name
+        model = plugged.get(name, name)
         defaults = make_config(model, "ml-100k")
         values = {"data_path": str(tmp_path)} | ({"embedding_size": 8} if name != "ItemKNNCBF" else {})
         for key, choices in space.items():

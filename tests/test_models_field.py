@@ -1,7 +1,5 @@
 """BM3, DRAGON, LGMRec, LayerGCN, SelfCF, ItemKNNCBF: contract, reference values, independent dense computations."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
@@ -38,7 +36,6 @@ def doubles(model):
 
 class TestBM3(ContractTests):
     model = "BM3"
-    undisturbed: ClassVar = {"dropout": 0.0}
 
 
 def test_bm3_by_hand(tmp_path):
@@ -177,7 +174,6 @@ def test_dualgnn_golden(golden, tmp_path, aliased):
 
 class TestLGMRec(ContractTests):
     model = "LGMRec"
-    undisturbed: ClassVar = {"gumbel_noise": "never", "keep_rate": 1.0}
 
 
 def test_lgmrec_by_hand(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Models around graphs of items: SMORE, LATTICE, PGL, GUME, MENTOR. The contract, reference values, dense formulas."""
 
 import functools
-from typing import ClassVar
 
 import pytest
 import torch
@@ -28,12 +27,10 @@ class TestPGL(ContractTests):
 
 class TestGUME(ContractTests):
     model = "GUME"
-    undisturbed: ClassVar = {"noise": 0.0}
 
 
 class TestMENTOR(ContractTests):
     model = "MENTOR"
-    undisturbed: ClassVar = {"noise": 0.0}
 
 
 # Dense counterparts, (U, I) or square, padding included.

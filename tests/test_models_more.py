@@ -1,7 +1,5 @@
 """GRCN, SLMRec, DA-MRS, MMGCF, MVGAE: the contract, reference values, and what is particular to each."""
 
-from typing import ClassVar
-
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -290,7 +288,6 @@ def test_mmgcf_trains_on_a_pruned_graph(golden, tmp_path, monkeypatch):
 
 class TestMVGAE(ContractTests):
     model = "MVGAE"
-    undisturbed: ClassVar[dict] = {"dropout": 0, "noise_scale": 0}
 
 
 class MVGAEReference(Reference):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 
 from mmrec_mrdib import cli, load, load_checkpoint, paths, registry, train
-from mmrec_mrdib.config import parse_value
+from mmrec_mrdib.config import parse_value, quoted
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
 from mmrec_mrdib.evaluation import rank, rank_ladder, score_all
 from mmrec_mrdib.experiment import run as run_module
-from mmrec_mrdib.experiment.run import host_config, make_config
+from mmrec_mrdib.experiment.run import make_config
 from mmrec_mrdib.plugins.channel import explained
 from mmrec_mrdib.schema import read_yaml
 from mmrec_mrdib.testing.contract import build
@@ -293,9 +293,9 @@ def test_the_backbones_configuration_is_what_is_given_but_for_the_plugins(toy, p
         "feature_norm": "l2", "user_inter_num_interval": "[0,inf)", "epochs": 3,
     }  # fmt: skip
     plain = make_config("VBPR", "toy", 4, values=others)
-    host = host_config(
-        make_config(f"VBPR+{plugin}", "toy", 4, values=others | {k: v for k, v in own.items() if v is not None})
-    )
+    host = make_config(
+        f"VBPR+{plugin}", "toy", 4, values=others | {k: v for k, v in own.items() if v is not None}
+    ).host()
     assert run_module.record.run_hash(host, "") == run_module.record.run_hash(plain, "")
     assert host["seed"] == 4 and host["model"] == "VBPR" and host["feature_norm"] == "l2"
 
@@ -311,7 +311,7 @@ def test_quoted_values_are_parsed_to_the_same():
         "f": None,
         "g": True,
     }
-    assert {k: parse_value(k, v) for k, v in run_module.quoted(values).items()} == values
+    assert {k: parse_value(k, v) for k, v in quoted(values).items()} == values
 
 
 # Runs.

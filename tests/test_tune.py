@@ -296,7 +296,7 @@ def test_a_process_that_is_too_late_to_create_the_tables_opens_them(toy, monkeyp
 
 def test_the_command_writes_what_a_run_can_read(toy, tmp_path, capsys):
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump({**SPACE, "learning_rate": [0.001, 0.01], "learning_rate_scheduler": [[0.9, 50]]}))
+    space.write_text(yaml.safe_dump({**SPACE, "learning_rate": [0.001, 0.1], "learning_rate_scheduler": [[0.9, 50]]}))
     out = tmp_path / "out"
     arguments = ["tune", "--model", "VBPR+MRdIB (paper)", "--dataset", "toy", "--data_path", str(toy), "--trials", "4", "--epochs=2", "--seed=1",
                  "--embedding_size", "8", "--space", str(space), "--runs", str(tmp_path / "runs"), "--output", str(out)]  # fmt: skip

@@ -150,17 +150,14 @@ def test_resuming_goes_on_with_the_same_weights(tmp_path):
 
     from recbole.utils import init_seed
 
-    from mmrec_mrdib.experiment.run import make_config, prepare
-    from mmrec_mrdib.registry import model_class
+    from mmrec_mrdib.experiment.run import make_config, prepare, seeded_model
     from mmrec_mrdib.trainer import MRdIBTrainer
 
     def trainer(epochs):
         config = make_config("VBPR+MRdIB (paper)", "toy", 1, values=values | {"epochs": epochs})
         init_seed(1, True)
         splits = prepare(config)
-        init_seed(1, True)
-        model = model_class("MRdIB")(config, splits.parts[0])
-        return MRdIBTrainer(config, model, tmp_path / "r"), splits
+        return MRdIBTrainer(config, seeded_model(config, splits), tmp_path / "r"), splits
 
     first, splits = trainer(2)
     first.fit(splits.train, splits.valid)

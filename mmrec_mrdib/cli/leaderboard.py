@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--variants",
         default="plain,mrdib",
         metavar="A,B",
-        help=f"some of {', '.join(registry.kinds())} (default: %(default)s)",
+        help=f"some of {', '.join(registry.kinds())}; several plug-ins at once as mrdib+mg (default: %(default)s)",
     )
     out.add_argument(
         "--against",
@@ -220,9 +220,17 @@ def _models(text: str) -> tuple[str, ...]:
 
 def _variants(text: str) -> tuple[Any, ...]:
     names = _names(text, "--variants")
-    unknown = [n for n in names if n not in registry.kinds()]
-    if unknown:
-        raise ConfigError(f"--variants={text}: expected some of {', '.join(registry.kinds())}")
+    for name in names:
+        try:
+            known = registry.of_kind("", name).kind == name
+        except ConfigError as error:
+            if "twice" in str(error):
+                raise
+            known = False
+        if not known:
+            raise ConfigError(
+                f"--variants={text}: expected some of {', '.join(registry.kinds())}, or several plug-ins as mrdib+mg"
+            )
     return names
 
 

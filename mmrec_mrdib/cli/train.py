@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--model",
         required=True,
-        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}; or, with --baseline, a general recommender (below)",
+        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}, or several of these, as in VBPR+MRdIB+MG; or, with --baseline, a general recommender (below)",
     )
     out.add_argument(
         "--dataset", required=True, help="name of a folder in datasets/ or --data_path, or ml-100k (built in)"
@@ -155,11 +155,11 @@ def _seeds(text: str | None, values: dict[str, str]) -> list[int | None]:
 def _models(options: argparse.Namespace) -> list[str]:
     variant = registry.variant(options.model)
     if variant.plugin and options.baseline:
-        raise ConfigError(f"--model={options.model} names the variant; use --model={variant.base} with --baseline")
+        raise ConfigError(f"--model={options.model} names the variant; use --model={variant.root} with --baseline")
     plugged = variant.name if variant.plugin else registry.Variant(variant.base, "MRdIB").name
     if options.compare:
-        return [variant.base, plugged]
-    return [variant.base] if options.baseline else [plugged]
+        return [variant.root, plugged]
+    return [variant.root] if options.baseline else [plugged]
 
 
 def _for_model(

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--model",
         required=True,
-        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}; or a baseline, ours or RecBole's",
+        help=f"{', '.join(registry.MODELS)}, with or without {registry.variants_told()}, or several of these; or a baseline, ours or RecBole's",
     )
     out.add_argument("--dataset", required=True, help="as in run_mrdib.py")
     out.add_argument(

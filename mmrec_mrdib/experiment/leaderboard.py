@@ -30,6 +30,7 @@ from mmrec_mrdib.experiment.ranks import mean_ranks
 from mmrec_mrdib.experiment.run import display_name, is_staged, make_config, prepare, run
 from mmrec_mrdib.experiment.tables import NEW, csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
+from mmrec_mrdib.general import fitted_in_one_pass
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import DataSettings, read_yaml
 from mmrec_mrdib.significance import (
@@ -61,7 +62,7 @@ class Spec:
         models: backbones, or models of RecBole.
         datasets: names.
         seeds: of the training.
-        variants: 'plain', 'mrdib', 'mrdib-paper', 'content', ... (`registry.kinds`).
+        variants: 'plain', 'mrdib', 'mrdib-paper', 'content', ... (`registry.kinds`), also 'mrdib+mg'.
         against: variants that the others are compared with, the first of them in every table. A pair is compared once: of two that are both
             named here, the later one with the earlier.
         trials: of tuning a cell; 0: no tuning. Models without a search space are not tuned.
@@ -112,7 +113,7 @@ class Cell:
         values: its parameters, without those that tuning finds.
         space: what tuning searches; empty: it is not tuned.
         host: (model, values) that are tuned in its place: a variant whose backbone is trained first takes the parameters that were found
-            for the plain backbone, from the same trials, and searches none of its own.
+            for that backbone, from the same trials, and searches none of its own.
         tuned: outcome of tuning (see `tune.Tuned`), or None.
         results: seed -> the run's result.
         failures: 'tuning' or 'seed N' -> why.
@@ -129,7 +130,7 @@ class Cell:
 
     @property
     def backbone(self) -> str:
-        return registry.variant(self.model).base
+        return registry.variant(self.model).root
 
     @property
     def variant(self) -> str:
@@ -162,28 +163,31 @@ def cells(spec: Spec) -> Iterator[Cell]:
     for dataset in spec.datasets:
         for base in spec.models:
             for variant in spec.variants:
-                name = registry.Variant(base, *registry.kinds()[variant]).name
+                name = registry.of_kind(base, variant).name
                 plugged = name != base
                 values = {**spec.values, **spec.dataset_values.get(dataset, {})}
                 if spec.data_path is not None and not _built_in(dataset, spec.data_path):
                     values["data_path"] = spec.data_path
                 # A parameter that only some models of the board have, or a plug-in, is for those (Pop has no embedding_size).
                 plain = {k: v for k, v in values.items() if k not in theirs - registry.parameters(base)}
-                own = registry.parameters(registry.variant(name).plugin or "")
-                values = plain | {k: v for k, v in values.items() if k in own}
+                own = {k: v for k, v in values.items() if k in registry.variant(name).parameters}
+                values = plain | own
                 cell = Cell(name, dataset, values)
                 config = make_config(cell.model, dataset, spec.seeds[0], spec.config_files, values)
-                if plugged and config["encoders"] == "backbone":
-                    if not registry.is_multimodal(base):
-                        continue  # it has no encoders
-                    if spec.weights == "auto":
-                        cell.values = values = values | {"weighting": "auto"}
-                        config = make_config(cell.model, dataset, spec.seeds[0], spec.config_files, values)
+                if plugged and not _fits(base, config):
+                    continue
+                if spec.weights == "auto" and plugged and config["encoders"] == "backbone":
+                    cell.values = values = values | {"weighting": "auto"}
+                    config = make_config(cell.model, dataset, spec.seeds[0], spec.config_files, values)
                 _check_metrics(spec, config)
-                if plugged and is_staged(config):
-                    cell.host = (base, plain)
+                if is_staged(config):
+                    trained = config.host()
+                    while is_staged(trained):
+                        trained = trained.host()
+                    host = registry.variant(display_name(trained))
+                    cell.host = (host.name, plain | {k: v for k, v in own.items() if k in host.parameters})
                 if spec.trials and tune.has_space(base):
-                    whole = tune.search_space(base if cell.host else cell.model, spec.weights)
+                    whole = tune.search_space(cell.host[0] if cell.host else cell.model, spec.weights)
                     try:
                         cell.space = tune.searched(whole, values, tune.given_files(config, spec.config_files))
                     except ConfigError as error:
@@ -194,6 +198,15 @@ def cells(spec: Spec) -> Iterator[Cell]:
     for rival in spec.against:
         if rival != "plain" and rival not in compared:
             raise ConfigError(f"--against={rival}: no model here has that variant and one to compare with it")
+
+
+def _fits(base: str, config: Config) -> bool:
+    """Whether a board has the variant: plug-ins that act on a backbone's encoders are for those that have any, and what trains together with a
+    backbone for those that are trained in steps."""
+    if any(c.model_class.reads_encoders(c) for c in config.layers) and not registry.is_multimodal(base):
+        return False
+    together = not all(map(is_staged, config.layers))
+    return not (together and fitted_in_one_pass(registry.model_class(base)))
 
 
 def _check_files(spec: Spec, of_plugins: frozenset[str]) -> None:
@@ -435,7 +448,9 @@ def _notes(cell: Cell, spec: Spec) -> list[str]:
         return []
     if not cell.space:
         return ["not tuned: no search space"]
-    return ["tuned as its plain backbone, nothing of its own"] if cell.host else []
+    if cell.host is None:
+        return []
+    return [f"tuned as {cell.host[0] if '+' in cell.host[0] else 'its plain backbone'}, nothing of its own"]
 
 
 def _pairs(spec: Spec, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Cell]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mmrec_mrdib import general, process, registry
-from mmrec_mrdib.config import Config, quoted
+from mmrec_mrdib.config import Config, of_variant
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import PositiveBatches, TrainBatches
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
@@ -52,17 +52,28 @@ def make_config(
     config_files: Sequence[str | Path] = (),
     values: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The Config of 'VBPR' (plain), 'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or one of RecBole's general recommenders."""
-    base, plugin, preset = registry.variant(model)
-    registry.model_class(base)  # an unknown name is told before anything else
+    """The Config of 'VBPR' (plain), 'VBPR+MRdIB', 'VBPR+MRdIB (paper)', 'VBPR+MRdIB+MG' or one of RecBole's general recommenders.
+
+    Of several plug-ins those that train together with the backbone stand inside, in the order in which they are named, and those that are
+    trained after it outside: 'VBPR+MRdIB+MG' is 'VBPR+MG+MRdIB', by whichever name.
+    """
+    variant = registry.variant(model)
+    registry.model_class(variant.root)  # an unknown name is told before anything else
     overrides = dict(values or {})
     if seed is not None:
         overrides["seed"] = seed
-    if plugin is None:
-        return Config(base, dataset, config_files, None, overrides)
-    if preset is not None and overrides.setdefault("preset", preset) != preset:
-        raise ConfigError(f"--preset={overrides['preset']}: {model} names {preset}; give one of them")
-    return Config(plugin, dataset, config_files, {"backbone": base}, overrides)
+    if len(variant.layers) > 1 and "preset" in overrides:
+        raise ConfigError(
+            f"--preset={overrides['preset']}: of which plug-in? Name it in the model, as in VBPR+MRdIB (paper)+MG"
+        )
+    config = of_variant(variant, dataset, config_files, overrides)
+    if len(variant.layers) > 1:
+        places = {c["model"]: c.model_class.place(c) for c in config.layers}
+        ordered = sorted(variant.layers, key=lambda v: places[v.plugin])
+        name = "".join([variant.root, *(registry.Variant("", v.plugin, v.preset).name for v in ordered)])
+        if name != variant.name:
+            return of_variant(registry.variant(name), dataset, config_files, overrides)
+    return config
 
 
 def variant_of(config: Any) -> registry.Variant:
@@ -75,14 +86,6 @@ def variant_of(config: Any) -> registry.Variant:
 def display_name(config: Any) -> str:
     """'VBPR+MRdIB', 'VBPR+MRdIB (paper)' or 'VBPR'."""
     return variant_of(config).name
-
-
-def host_config(config: Config) -> Config:
-    """The Config of a variant's plain backbone: all that was given, but for what is the plug-in's."""
-    base, plugin, _ = variant_of(config)
-    own = {"backbone", "preset", "model", "dataset", "seed", *registry.parameters(plugin or "")}
-    given = {k: v for k, v in config.external_config_dict.items() if k not in own}
-    return make_config(base, config["dataset"], config["seed"], values=quoted(given))
 
 
 def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
@@ -106,12 +109,11 @@ def _batches(config: Config, dataset: MultimodalDataset, parts: Sequence[Multimo
     """Training batches of the form that the model asks for."""
     from recbole.data import create_samplers
     from recbole.data.dataloader import TrainDataLoader
-    from recbole.data.utils import get_dataloader
     from recbole.utils import InputType, ModelType
 
     if config["MODEL_TYPE"] == ModelType.TRADITIONAL:
         return general.NoBatches(parts[0])
-    loader = get_dataloader(config, "train")
+    loader = config.loader
     if loader is not TrainDataLoader:  # of users, for autoencoders: no negatives
         return loader(config, parts[0], None, shuffle=True)
     if config.positives_alone:
@@ -206,7 +208,7 @@ def _run(
     name, seed = display_name(config), config["seed"]
     backbone: dict[str, Any] | None = None
     if is_staged(config):
-        backbone = run(host_config(config), folder.parent, resume=True, hosting=True)
+        backbone = run(config.host(), folder.parent, resume=True, hosting=True)
         _take_backbone(config, model, record.load_checkpoint(Path(backbone["folder"]) / "best.pt")["state_dict"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +257,7 @@ def best_on_valid(
     splits = _seeded_splits(config)
     model = seeded_model(config, splits)
     if is_staged(config):
-        host = best_on_valid(host_config(config), folder / "backbone")
+        host = best_on_valid(config.host(), folder / "backbone")
         host.load_best()
         _take_backbone(config, model, host.model.state_dict())
     trainer = MRdIBTrainer(config, model, folder)
@@ -447,8 +449,9 @@ def _codes(folder: Path) -> list[str]:
 def _check_new_items(model: Any) -> None:
     """Before training: whether the model can rank items it was not trained on."""
     if not getattr(model, "modalities", ()):
+        name = type(getattr(model, "core", model)).__name__
         raise ConfigError(
-            f"--cold_items: {type(model).__name__} knows no features, so it has no score for a new item; {type(model).__name__}+MRdIB has"
+            f"--cold_items: {name} knows no features, so it has no score for a new item; {name}+MRdIB has"
         )
     if getattr(model, "readout", None) is not None and model.settings.readout == "late":
         return  # whatever the backbone, by what the content says

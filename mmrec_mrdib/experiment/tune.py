@@ -46,10 +46,12 @@ _RETRIED = "retried"  # of the study: failed trials whose points were queued aga
 _WARMUP_EPOCHS = 10  # no trial is pruned before
 _PATIENCE = 5  # trials that are never pruned
 PRUNING = ("median", "none")
+_AUTOMATIC = tuple(f"{term}_weight" for term in TERMS)  # where `weighting: auto`
 # What an impossible point may raise: it costs the point its trial. A full disk or a lost database is not the point's fault.
 _IMPOSSIBLE = (MRdIBError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError)
 # Weights of the plug-in that are a parameter of the backbone: the same term of the loss twice. Searched over the same values.
 TWINS = {"FREEDOM": {"unique_weight": "reg_weight"}}
+_ALIAS = {"unimodal_weight": "unique_weight"}  # the same term, of the control
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,15 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
     backbone's losses: there the parameter is searched as for the plain model.
 
     Args:
-        model: 'VBPR' or 'VBPR+MRdIB'; the variant has its backbone's space and its own.
-        weights: 'search' adds MRdIB's weights to the variant's space, 'auto' does not (they set themselves).
+        model: 'VBPR' or 'VBPR+MRdIB'; the variant has its backbone's space and those of its plug-ins.
+        weights: 'search' adds the plug-ins' spaces to the variant's, 'auto' those without MRdIB's weights (they set themselves), 'fixed' none.
         file: a yaml file in place of the shipped ones in properties/search.
 
     Raises:
         ConfigError: no space is known, or the file is not one.
     """
-    base, plugin, preset = registry.variant(model)
+    variant = registry.variant(model)
+    base = variant.root
     registry.model_class(base)  # an unknown or refused name is told as such
     if file is not None:
         space = read_yaml(file)
@@ -120,14 +123,17 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
             raise ConfigError(
                 f"no search space for {base} in {own.parent}; give one with --space=FILE.yaml. Known: {known}"
             )
-        space = read_yaml(own)
-        if plugin and weights == "search":
+        of_base = space = read_yaml(own)
+        for _, plugin, preset in variant.layers if weights != "fixed" else ():
+            assert plugin is not None
             searched_too = registry.property_file("search", plugin, f"{plugin}-{preset}" if preset else plugin)
             added = read_yaml(searched_too) if searched_too.is_file() else {}
-            space |= added
-            for weight, parameter in TWINS.get(base, {}).items():
-                if weight in added:
-                    space |= {weight: space[parameter], parameter: [0.0]}
+            if weights == "auto":
+                added = {k: v for k, v in added.items() if k not in _AUTOMATIC}
+            space = space | added
+            for weight in added:
+                if parameter := TWINS.get(base, {}).get(_ALIAS.get(weight, weight)):
+                    space |= {weight: of_base[parameter], parameter: [0.0]}
     for key, values in space.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"search space: {key}: expected a list of values, found {values!r}")
@@ -136,7 +142,7 @@ def search_space(model: str, weights: str = "search", file: Path | None = None) 
 
 def has_space(model: str) -> bool:
     """Whether properties/search/ has a search space for the model (or the variant's backbone)."""
-    return registry.property_file("search", registry.variant(model).base).is_file()
+    return registry.property_file("search", registry.variant(model).root).is_file()
 
 
 def searched(
@@ -312,7 +318,7 @@ def _probe(
             except ConfigError:
                 if n == len(choices):
                     raise
-    weights = [k for k in space if k in (f"{term}_weight" for term in TERMS)]
+    weights = [k for k in space if k in _AUTOMATIC]
     if weights and config["weighting"] == "auto":
         raise ConfigError(
             f"weighting=auto: {', '.join(weights)} set themselves and cannot be searched; use --weights=auto"

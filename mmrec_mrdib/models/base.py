@@ -94,12 +94,6 @@ class Batch:
             return torch.unique(self.positive if self.negative is None else torch.cat([self.positive, self.negative]))
         return self.present.nonzero().flatten()
 
-    def distinct_rows(self, enc: Encoded) -> Tensor | None:
-        """(R,) where the distinct items are among the encoded ones; None: they are what is encoded."""
-        if enc.items is None:
-            return self.items
-        return None if len(enc.items) == len(self.items) else torch.searchsorted(enc.items, self.items)
-
     @cached_property
     def distinct_users(self) -> Tensor:
         """(Q,) the distinct users of the batch, sorted."""
@@ -121,6 +115,12 @@ class Batch:
         """(B, d) rows of an (R, d) table of the encoded items for the positives and for the negatives."""
         assert self.negative is not None
         return self._gather(table, self.positive, enc.items), self._gather(table, self.negative, enc.items)
+
+    def distinct_items_of(self, table: Tensor, enc: Encoded) -> Tensor:
+        """(R, d) rows of a table of the encoded items for the distinct items of the batch."""
+        if enc.items is not None and len(enc.items) == len(self.items):
+            return table
+        return gather_rows(table, self._rows(self.items, enc.items))
 
     def margins(self, users: Tensor, items: Tensor, enc: Encoded) -> Tensor:
         """(B,) s(u, i) - s(u, j) of the pairs, from the tables of the encoded users (Q, d) and items (R, d)."""
@@ -185,9 +185,9 @@ def is_large(n: int, batch_size: int) -> bool:
     return n > 2 * batch_size
 
 
-def drop_out(x: Tensor, p: float) -> Tensor:
+def drop_out(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """x with a share p of its entries, drawn anew, set to 0 and the others divided by 1 - p; on a CPU in a third of `F.dropout`'s time."""
-    return x * ((torch.rand_like(x) >= p) / (1 - p)) if p else x
+    return x * ((torch.empty_like(x).uniform_(generator=generator) >= p) / (1 - p)) if p else x
 
 
 class Deterministic(EncodingStage):

@@ -21,14 +21,22 @@ class _Sample(torch.autograd.Function):
     holds, no gradient reaches the head."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, raw: Tensor, low: float, high: float, prior: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        mean: Tensor,
+        raw: Tensor,
+        low: float,
+        high: float,
+        prior: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
         log_var = raw.clamp(low, high)
         sigma = (0.5 * log_var).exp_()
         precision = 1.0 / prior**2
         excess = torch.square(sigma).mul_(precision).sub_(1.0)
         kl = log_var.neg_().add_(excess).addcmul_(mean, mean, value=precision).sum(dim=-1)
         kl = kl.add_(mean.shape[-1] * 2 * math.log(prior)).mul_(0.5)
-        spread = torch.randn_like(mean).mul_(sigma)
+        spread = torch.empty_like(mean).normal_(generator=generator).mul_(sigma)
         ctx.save_for_backward(mean, raw, spread, excess)
         ctx.bounds, ctx.precision = (low, high), precision
         ctx.set_materialize_grads(False)
@@ -36,7 +44,7 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         mean, raw, spread, excess = ctx.saved_tensors
         of_z, of_kl = grads
         if of_z is None:
@@ -46,7 +54,7 @@ class _Sample(torch.autograd.Function):
             of_kl = of_kl.unsqueeze(-1)
             inner.addcmul_(excess, of_kl)  # d kl / d log sigma^2 = (sigma^2 / s^2 - 1) / 2
             of_mean = torch.addcmul(of_z, mean, of_kl, value=ctx.precision)
-        return of_mean, torch.ops.aten.hardtanh_backward(inner.mul_(0.5), raw, *ctx.bounds), None, None, None
+        return of_mean, torch.ops.aten.hardtanh_backward(inner.mul_(0.5), raw, *ctx.bounds), None, None, None, None
 
 
 class Gaussian(EncodingStage):
@@ -62,6 +70,7 @@ class Gaussian(EncodingStage):
         sigma: 'dim': one sigma an item and dimension; 'item': one an item; 'constant': one for all, which does not learn.
         prior_std: s of the prior N(0, s^2 I).
         scales: modality -> mean square of mu that the three log variances are relative to; none: 1, they are absolute.
+        stream: device -> the generator that eps is drawn from; none: PyTorch's.
     """
 
     def __init__(
@@ -73,8 +82,10 @@ class Gaussian(EncodingStage):
         sigma: Literal["dim", "item", "constant"] = "dim",
         prior_std: float = 1.0,
         scales: Mapping[str, float] | None = None,
+        stream: Callable[[torch.device], torch.Generator] | None = None,
     ) -> None:
         super().__init__()
+        self.stream = stream
         self.prior_std = prior_std
         offsets = {m: math.log(scales[m]) if scales else 0.0 for m in dims}
         self.bounds = {m: (min_log_var + offset, max_log_var + offset) for m, offset in offsets.items()}
@@ -96,7 +107,8 @@ class Gaussian(EncodingStage):
         constant = torch.full_like(mean, self.start[modality]) if not self.heads else None
         raw = self.heads[modality](mean).expand_as(mean) if constant is None else constant
         raw = at_least_single(raw)  # a rate is a loss
-        z, kl = _Sample.apply(at_least_single(mean), raw, *self.bounds[modality], self.prior_std)
+        generator = self.stream(mean.device) if self.stream is not None else None
+        z, kl = _Sample.apply(at_least_single(mean), raw, *self.bounds[modality], self.prior_std, generator)
         return z, mean, kl
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
-from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
@@ -29,6 +28,7 @@ from mmrec_mrdib.mrdib.objectives.synergistic import synergistic
 from mmrec_mrdib.mrdib.objectives.unique import unique
 from mmrec_mrdib.mrdib.weighting import TERMS, AutoWeights
 from mmrec_mrdib.plugins.channel import Channel, ChannelSettings
+from mmrec_mrdib.plugins.views import Views, check_negatives
 
 
 class MRdIBSettings(ChannelSettings):
@@ -147,27 +147,35 @@ class MRdIB(Channel):
     """
 
     settings_class = MRdIBSettings
+    without_features = "choose --encoders=own"
+
+    @classmethod
+    def reads_encoders(cls, config: Any) -> bool:
+        return cls.settings_class.from_config(config).encoders == "backbone"
+
+    @classmethod
+    def claims(cls, config: Any) -> frozenset[str]:
+        return super().claims(config) | ({"sampling"} if cls.reads_encoders(config) else set())
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings: MRdIBSettings = self.settings
         self._check_negatives(settings)
+        self.whole = self.reads_encoders(config) and settings.user_view == "history"  # histories reach beyond a batch
         self.own_encoders: nn.ModuleDict | None = None
         if settings.encoders == "own":
             features = self.content_features()
             self.own_encoders = nn.ModuleDict({m: Linear(x, settings.content_size) for m, x in features.items()})
-        elif not self.featured:
-            raise ConfigError(f"--encoders=backbone: {settings.backbone} has no features; choose --encoders=own")
         with torch.no_grad():
             means = self._means(self.content_features())
         widths = {m: z.shape[1] for m, z in means.items()}
         scales = {m: max(float(z[1:].square().mean()), 1e-12) for m, z in means.items()}
         stage = Gaussian(
             widths, settings.init_log_var, settings.min_log_var, settings.max_log_var, settings.sigma, settings.prior_std,
-            scales if settings.sigma_scale == "relative" else None,
+            scales if settings.sigma_scale == "relative" else None, self.draws.on,
         )  # fmt: skip
         if self.own_encoders is None:
-            self.backbone.stage = stage
+            self.replace_stage(stage)
         else:
             self.stage = stage
         estimator = registry.component("estimators", settings.mi_estimator)
@@ -188,64 +196,39 @@ class MRdIB(Channel):
             self.auto = AutoWeights(
                 self.weights, settings.rate_target, shares, settings.weight_bounds, settings.balance_interval
             )
-        self.own_views = nn.ParameterDict()
-        if settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight):
-            self.backbone.eval()
-            offered = self.backbone.evaluation_embeddings().views
-            self.backbone.train()
-            for m, d in widths.items():
-                if m not in offered:
-                    self.own_views[m] = nn.init.xavier_uniform_(nn.Parameter(torch.empty(self.n_users, d)))
+        by_views = settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight)
+        self.own_views = Views(self.core if by_views else None)
 
     def _check_negatives(self, settings: MRdIBSettings) -> None:
         by_views = settings.user_view == "backbone" and (settings.unique_weight or settings.synergy_weight)
         option = "user_view=backbone" if by_views else f"unique_loss={settings.unique_loss}"
-        if self.input_type != InputType.PAIRWISE and (by_views or settings.unique_loss == "bpr"):
-            raise ConfigError(
-                f"--{option}: compares with sampled negatives, and {settings.backbone} is trained without; choose "
-                "--user_view=history --unique_loss=softmax, or --training=staged"
+        if by_views or settings.unique_loss == "bpr":
+            check_negatives(
+                self, f"--{option}", "choose --user_view=history --unique_loss=softmax, or --training=staged"
             )
 
     # Representations.
 
     def _means(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        encoders = self.backbone.encoders if self.own_encoders is None else self.own_encoders
+        encoders = self.core.encoders if self.own_encoders is None else self.own_encoders
         return {m: encoders[m](x) for m, x in features.items()}
 
     def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self._means(features)
 
-    def encode_items(self, items: Tensor | None = None) -> Encoded:
-        """Representations of the given items (sorted ids), or of all: the plug-in's own, where it has encoders."""
-        if self.own_encoders is None:
-            return super().encode_items(items)
-        features = self.content_features()
-        if items is not None:
-            features = {m: gather_rows(x, items) for m, x in features.items()}
-        return self.stage(self.own_encoders, features, items)
-
     # The step.
 
-    def step_loss(self, interaction: Any) -> StepLoss:
-        """The backbone's losses and the plug-in's; logs: rate and unique by modality, mi by pair, in nats; automatic alphas."""
-        batch = self.batch(interaction)
+    def terms(self, enc: Encoded | None, emb: Embeddings | None, batch: Batch, host: Mapping[str, Tensor]) -> StepLoss:
+        """Logs: rate and unique by modality, mi by pair, in nats; automatic alphas."""
         settings: MRdIBSettings = self.settings
-        history = settings.user_view == "history"
-        parts: dict[str, Tensor] = {}
-        enc = emb = None
-        if not self.multimodal and not self.frozen:
-            parts = self.host_parts(interaction)
-        elif not self.frozen:
-            enc, emb = self._host_pass(batch, whole=self.own_encoders is None and history)
-            parts = dict(self.backbone.loss_parts(enc, emb, batch))
-        rec = tuple(parts)
         if self.own_encoders is not None:
-            enc = self.encode_items(self._items_to_read(batch) if history else None)
+            enc = self.stage(self.own_encoders, *self._read(batch))
         assert enc is not None
+        parts: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         weights: Mapping[str, Any] = self.weights if self.auto is None else self.auto.values()
         self._rate_and_redundancy(enc, batch, weights, parts, logs)
-        if history:
+        if settings.user_view == "history":
             self._by_history(enc, batch, weights, parts, logs)
         else:
             assert emb is not None
@@ -256,38 +239,31 @@ class MRdIB(Channel):
             logs |= {f"alpha/{t}": value for t, value in weights.items()}
             if self.training and self.auto.due():
                 terms = {t: parts[t] / weights[t] for t in ("redundant", "unique") if t in weights}
-                self.auto.balance(torch.stack([parts[p] for p in rec]).sum(), terms, list(enc.z.values()))
+                self.auto.balance(torch.stack(list(host.values())).sum(), terms, list(enc.z.values()))
         return StepLoss(parts, logs)
 
-    def _items_to_read(self, batch: Batch) -> Tensor | None:
-        """(R,) sorted ids of what a step reads: the batch's items and its users' histories; None where that is nearly all there is."""
-        _, theirs = self.histories.entries(torch.unique(batch.users))
+    def _read(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features that a step reads, and their items (R,): the batch's and its users' histories; all, where that is nearly all there is."""
         read = batch.present.clone()
-        read[theirs] = True
+        if self.settings.user_view == "history":
+            read[self.histories.entries(torch.unique(batch.users))[1]] = True
         items = read.nonzero().flatten()
-        return None if 4 * len(items) > 3 * self.n_items else items
-
-    def _host_pass(self, batch: Batch, whole: bool) -> tuple[Encoded, Embeddings]:
-        """The backbone's pass over what its step needs, or over the whole catalogue: histories reach beyond the batch."""
-        if not whole:
-            enc, emb = self.backbone.forward_batch(batch)
-        else:
-            enc = replace(self.backbone.encode_items(), users=self.backbone.users_to_read(batch))
-            emb = self.backbone.propagate(enc)
-        return enc, emb
+        features = self.content_features()
+        if 4 * len(items) > 3 * self.n_items:
+            return features, None
+        return {m: gather_rows(x, items) for m, x in features.items()}, items
 
     def _rate_and_redundancy(
         self, enc: Encoded, batch: Batch, weights: Mapping[str, Any], parts: dict[str, Tensor], logs: dict[str, Tensor]
     ) -> None:
         # Everything is over the distinct items of the batch.
-        rows = batch.distinct_rows(enc)
         if "rate" in weights:
             if enc.rate is None:
                 raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
             if enc.items is None:
                 rates = {m: rate(kl, batch.present) for m, kl in enc.rate.items()}
             else:
-                rates = {m: rate(kl if rows is None else kl[rows]) for m, kl in enc.rate.items()}
+                rates = {m: rate(batch.distinct_items_of(kl, enc)) for m, kl in enc.rate.items()}
             total = torch.stack(list(rates.values())).sum()
             if self.settings.rate_reduce == "mean":
                 per_dim = [value / enc.z[m].shape[1] for m, value in rates.items()]
@@ -298,7 +274,7 @@ class MRdIB(Channel):
             if self.auto is not None and self.training:
                 self.auto.hold_rate(total.detach() / sum(z.shape[1] for z in enc.z.values()))
         if "redundant" in weights:
-            distinct = enc.z if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
+            distinct = {m: batch.distinct_items_of(z, enc) for m, z in enc.z.items()}
             parts["redundant"], nats = self.redundancy(distinct, weights["redundant"])
             logs |= {f"mi/{pair}": value for pair, value in nats.items()}
 
@@ -315,7 +291,7 @@ class MRdIB(Channel):
         alpha_4 = self.settings.synergy_weight
         if "unique" not in weights and not alpha_4:
             return
-        margins = {m: batch.margins(*pair, enc) for m, pair in self._views(enc, emb).items()}
+        margins = self.own_views.margins(enc, emb, batch)
         if "unique" in weights:
             uniques = {m: unique(values) for m, values in margins.items()}
             parts["unique"] = weights["unique"] * torch.stack(list(uniques.values())).sum()
@@ -377,16 +353,9 @@ class MRdIB(Channel):
         has[of[at >= 0], at[at >= 0]] = True
         return items, gather_rows(has, place)
 
-    def _views(self, enc: Encoded, emb: Embeddings) -> dict[str, tuple[Tensor, Tensor]]:
-        own = {
-            m: (table if enc.users is None else gather_rows(table, enc.users), enc.z[m])
-            for m, table in self.own_views.items()
-        }
-        return {**own, **emb.views}
-
     def evaluation_embeddings(self) -> Embeddings:
         emb = super().evaluation_embeddings()
-        return replace(emb, views=self._views(self.backbone.encode_items(), emb)) if self.own_views else emb
+        return replace(emb, views=self.own_views.pairs(self.encode_items(), emb)) if len(self.own_views) else emb
 
     def before_epoch(self, epoch: int) -> None:
         if self.auto is not None:
@@ -394,4 +363,4 @@ class MRdIB(Channel):
         super().before_epoch(epoch)
 
     def mi_parameters(self) -> list[nn.Parameter]:
-        return list(self.redundancy.parameters())
+        return [*super().mi_parameters(), *self.redundancy.parameters()]

@@ -61,7 +61,7 @@ class Channel(Plugin):
     Buffers: `weight`, w in the units of the scores (0 until a validation has chosen it); `step`, its place in the ladder, -1 before.
     """
 
-    settings_class: ClassVar[type[PluginSettings]] = ChannelSettings
+    settings_class: ClassVar[type[ChannelSettings]] = ChannelSettings
     weight: Tensor
     step: Tensor
 
@@ -76,6 +76,11 @@ class Channel(Plugin):
                 table = self.features(m).numpy().copy()
                 corrupt.control(table, kind, corrupt.generator(self.settings.split_seed, "content", m))
                 self.register_buffer(f"controlled_{m}", torch.from_numpy(table), persistent=False)
+
+    @classmethod
+    def claims(cls, config: Any) -> frozenset[str]:
+        own = {"readout"} if cls.settings_class.from_config(config).readout == "late" else set()
+        return super().claims(config) | own
 
     def content(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Modality -> (R, d_m) what the content score of items with these features is made of, before it is brought to length 1."""

@@ -18,17 +18,15 @@ from mmrec_mrdib.graphs import full_precision, gather_rows
 from mmrec_mrdib.graphs.neighbours import row_blocks
 from mmrec_mrdib.losses import at_least_single
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
-from mmrec_mrdib.plugins.base import Plugin, PluginSettings, apart
+from mmrec_mrdib.plugins.base import JointSettings, Plugin, apart
 
 LEAST_SIGMA = 1e-6
 # Where the published code adds its noise; on all other backbones at z.
 _SITES = {"VBPR": "sum", "MMGCN": "features", "GRCN": "propagated"}
 
 
-class DVIBSettings(PluginSettings):
+class DVIBSettings(JointSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/DVIB.yaml", "plugin/DVIB-{preset}.yaml")
-    training: Literal["joint"]
-    """The backbone's encoders are what it works on."""
     site: Literal["auto", "z", "sum", "features", "propagated"]
     """What gets noisy: each z^m, the sum of the z^m, the features, or the modalities' part of users and items."""
     sigma: Literal["item", "dim", "constant"]
@@ -99,12 +97,19 @@ class DVIB(Plugin):
 
     settings_class = DVIBSettings
 
+    @classmethod
+    def claims(cls, config: Any) -> frozenset[str]:
+        return frozenset({"sampling"})
+
+    @classmethod
+    def reads_encoders(cls, config: Any) -> bool:
+        return True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings: DVIBSettings = self.settings
-        name, host = settings.backbone, self.backbone
-        if not self.featured:
-            raise ConfigError(f"{name}+DVIB: {name} has no modality representations that could be made noisy")
+        host = self.core
+        name = type(host).__name__
         if host.z_in_score == "through the graph":
             raise ConfigError(f"{name}+DVIB: only the first step of an epoch reads {name}'s modality representations")
         self.site = _SITES.get(name, "z") if settings.site == "auto" else settings.site
@@ -225,7 +230,7 @@ class DVIB(Plugin):
             return enc, replace(emb, users=of_users, items=of_items, extra=extra)
         if self.site == "features":
             clean = self._clean(enc, emb)
-            z = {m: self.backbone.encoders[m](clean[m] + noise[m]) for m in enc.z}
+            z = {m: self.core.encoders[m](clean[m] + noise[m]) for m in enc.z}
         elif self.site == "sum":  # of which only the sum is read
             first = next(iter(enc.z))
             z = {m: x + noise["sum"] if m == first else x for m, x in enc.z.items()}
@@ -279,14 +284,14 @@ class DVIB(Plugin):
             first, second = ((gather_rows(emb.users, rows), emb.items[1:]) for _, emb in (clean, noisy))
             return consistency_of_scores(first, second, counts / counts.sum(), kind)
         p, q = (dict(e.z) if self.site == "features" else self._clean(e, emb) for e, emb in (clean, noisy))
-        bm3 = self.settings.backbone == "BM3"
+        bm3 = type(self.core).__name__ == "BM3"
         rows = batch.positive_rows(enc) if bm3 else self._rows(enc, batch, of_batch=False)
         terms = []
         for site in p:
             a, b = (at_least_single(gather_rows(x[site], rows)) for x in (p, q))
             with full_precision(a):
                 if bm3:
-                    a, b = self.backbone.predictor(a), self.backbone.predictor(b)
+                    a, b = self.core.predictor(a), self.core.predictor(b)
                 terms.append(consistency(a, b, kind).mean())
         return torch.stack(terms).sum()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.graphs import full_precision, gather_rows
 from mmrec_mrdib.losses import log_partition
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, StepLoss
-from mmrec_mrdib.plugins.base import Plugin, PluginSettings, apart
+from mmrec_mrdib.plugins.base import JointSettings, Plugin, apart
 
 IDS = "(ids)"  # the collaborative view, by no name that a modality can have
 SHARPNESS = 0.05  # codes are divided by it before they are balanced
@@ -23,10 +23,8 @@ ROUNDS = 3  # of balancing
 BOUNDS = {"instance": (1e-3, 0.5), "cluster": (0.01, 0.99)}  # of the learnt temperatures
 
 
-class FETTLESettings(PluginSettings):
+class FETTLESettings(JointSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/FETTLE.yaml", "plugin/FETTLE-{preset}.yaml")
-    training: Literal["joint"]
-    """The backbone's users and items are what it aligns."""
     instance_weight: float = Field(ge=0)
     """w_I, the weight of the item-level alignment and of its preference for what serves users better."""
     cluster_weight: float = Field(ge=0)
@@ -124,15 +122,15 @@ class FETTLE(Plugin):
         for name, bounds in BOUNDS.items():
             self.temperatures[name].clamp_(*bounds)
 
-    def step_loss(self, interaction: Any) -> StepLoss:
-        """The backbone's losses, instance (ILA and DT) and cluster; logs: ila, dt, the share of active directions by target view."""
+    def terms(self, enc: Encoded | None, emb: Embeddings | None, batch: Batch, host: Mapping[str, Tensor]) -> StepLoss:
+        """instance (ILA and DT) and cluster; logs: ila, dt, the share of active directions by target view."""
         settings: FETTLESettings = self.settings
+        parts: dict[str, Tensor] = {}
         if not (settings.instance_weight or settings.cluster_weight):
-            return super().step_loss(interaction)
+            return StepLoss(parts)
         if self.training:
             self._hold()
-        batch = self.batch(interaction)
-        parts, enc, emb = self.host_step(interaction, batch)
+        enc, emb = enc or Encoded({}, {}), self.tables(emb)
         ids, own = torch.unique(batch.positive, return_inverse=True)
         of_users = batch.user_rows(enc)
         of_items = ids if enc.items is None else torch.searchsorted(enc.items, ids)

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from mmrec_mrdib.graphs import full_precision, gather_rows
 from mmrec_mrdib.graphs.neighbours import row_blocks
 from mmrec_mrdib.models.base import StepLoss
-from mmrec_mrdib.plugins.base import Plugin, PluginSettings
+from mmrec_mrdib.plugins.base import JointSettings, Plugin
 
 FIRST = 3  # the epoch whose loss `trigger: dynamic` looks at first
 
 
-class MDVTSettings(PluginSettings):
+class MDVTSettings(JointSettings):
     files: ClassVar[tuple[str, ...]] = ("overall.yaml", "plugin/MDVT.yaml", "plugin/MDVT-{preset}.yaml")
-    training: Literal["joint"]
-    """The backbone's users and items are what it moves."""
     virtual_weight: float = Field(ge=0, le=1)
     """s, the share of the virtual triplets' loss; the backbone's has the rest."""
     virtual_k: int = Field(ge=1)
@@ -90,9 +88,17 @@ class MDVT(Plugin):
             step = super().step_loss(interaction)
         else:
             s = self.settings.virtual_weight
-            parts, _, emb = self.host_step(interaction, self.batch(interaction))
-            parts = {name: (1 - s) * part for name, part in parts.items()}
-            step = StepLoss(parts | {"virtual": s * self._virtual(emb.users.float(), emb.items.float())})
+            emb = None
+            if self.multimodal:
+                batch = self.batch(interaction)
+                enc, emb = self.forward_batch(batch)
+                host = self.host_losses(enc, emb, batch)
+            else:
+                host = self.host_step(interaction)
+            all_of = self.tables(emb)
+            parts = {name: (1 - s) * part for name, part in host.parts.items()}
+            parts["virtual"] = s * self._virtual(all_of.users.float(), all_of.items.float())
+            step = StepLoss(parts, host.logs)
         if self.training:
             self.sums[1] += step.total.detach()
         return step

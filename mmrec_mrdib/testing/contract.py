@@ -22,15 +22,19 @@ from mmrec_mrdib.testing.toy import write_mmrec
 DIMS = {"a": 12, "b": 8, "c": 5}
 
 
-def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple[Any, Any]:
-    """(model, splits) of a variant on a toy data set with the given number of modalities."""
+def build(model: str, folder: Path, modalities: int = 2, splits: Any = None, **values: Any) -> tuple[Any, Any]:
+    """(model, splits) of a variant on a toy data set with the given number of modalities.
+
+    Args:
+        splits: what an earlier call gave for the same data; none: read anew.
+    """
     if not (folder / "toy").is_dir():
         write_mmrec(folder / "toy", users=40, items=30, dims=DIMS)
-    small = {"embedding_size": 8} if "embedding_size" in parameters(variant(model).base) else {}
+    small = {"embedding_size": 8} if "embedding_size" in parameters(variant(model).root) else {}
     values = {"data_path": str(folder), "modalities": ",".join(list(DIMS)[:modalities]), **small, **values}
     values = {k: v for k, v in values.items() if v is not None}
     config = make_config(model, "toy", 1, values=values)
-    splits = prepare(config)
+    splits = splits or prepare(config)
     torch.manual_seed(0)
     built = model_class(config["model"])(config, splits.parts[0])
     if is_staged(config):  # as it stands after the first stage
@@ -40,12 +44,36 @@ def build(model: str, folder: Path, modalities: int = 2, **values: Any) -> tuple
 
 _OFF = {"rate_weight": 0, "redundant_weight": 0, "unique_weight": 0, "synergy_weight": 0}
 OFF: dict[str, dict[str, Any]] = {
-    "+MRdIB (paper)": _OFF | {"init_log_var": -200, "min_log_var": -200},
+    "+MRdIB (paper)": _OFF | {"sigma": "constant", "init_log_var": -200, "min_log_var": -200},
     "+MRdIB (joint)": _OFF,
     "+MRdIB": {},
     "+Content": {},
+    "+Noise": {"z_noise": 0},
+    "+Dropout": {"z_dropout": 0},
+    "+L2": {"z_l2_weight": 0},
+    "+Unimodal": {"unimodal_weight": 0},
+    "+MG": {},
+    "+Noise+Dropout+L2+Unimodal+MG": {"z_noise": 0, "z_dropout": 0, "z_l2_weight": 0, "unimodal_weight": 0},
 }
 """Plug-in -> parameters under which a model with it, before a readout's weight is chosen, is the model without."""
+
+
+def assert_off(plain: Any, batch: Any, variant: Any) -> None:
+    """A variant under `OFF` has its host's parameters, loss, gradients and ranking, bit for bit, whatever both draw at random."""
+    assert all(torch.equal(p, variant.core.get_parameter(n)) for n, p in plain.named_parameters())
+    if not variant.frozen:
+        steps = []
+        for model in (plain, variant):
+            torch.manual_seed(1)
+            steps.append(gradients(model.train(), batch))
+        (loss, grads), (variant_loss, variant_grads) = steps
+        assert variant_loss == loss and grads
+        inside = "backbone." * len(variant.plugins)
+        assert all(torch.equal(variant_grads[inside + name], grad) for name, grad in grads.items())
+    plain.eval(), variant.eval()
+    for score in ("full_sort_predict", "predict"):
+        theirs = getattr(plain, score)(batch)
+        assert torch.equal(getattr(variant, score)(batch).reshape(theirs.shape), theirs)  # RecBole's lie flat
 
 
 def gradients(model: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]]:
@@ -78,8 +106,6 @@ class ContractTests:
     """How names of parameters begin that the plain model's loss does not reach; the plug-in's must."""
     at_least: ClassVar[int] = 1
     """Modalities that the model is defined for; with fewer it must refuse, in one line."""
-    undisturbed: ClassVar[dict[str, Any]] = {}
-    """Parameters under which the model draws nothing at random in a step (its dropout at 0)."""
 
     @pytest.fixture(autouse=True)
     def defined(self, request: pytest.FixtureRequest, modalities: int) -> None:
@@ -130,12 +156,10 @@ class ContractTests:
         interaction = next(iter(splits.train))
         batch, state = model.backbone.batch(interaction), {k: v.clone() for k, v in model.state_dict().items()}
         with torch.autocast("cpu", torch.bfloat16):
-            halves = model.backbone.forward_batch(batch)
+            halves = model.forward_batch(batch)
         steps = []
         for enabled in (True, False):
-            model.backbone.forward_batch = lambda batch, full=not enabled: (
-                tuple(map(in_float32, halves)) if full else halves
-            )
+            model.forward_batch = lambda batch, full=not enabled: tuple(map(in_float32, halves)) if full else halves
             torch.manual_seed(1)
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 steps.append(model.step_loss(interaction))
@@ -148,22 +172,11 @@ class ContractTests:
             assert steps[0].parts[name].dtype == torch.float32
             torch.testing.assert_close(steps[0].parts[name], value, rtol=1e-6, atol=1e-8)
 
-    @pytest.mark.parametrize("plugin", OFF)
-    def test_a_plugin_that_is_off_is_the_backbone(self, tmp_path: Path, modalities: int, plugin: str) -> None:
-        plain, splits = build(self.model, tmp_path, modalities, **self.undisturbed)
-        variant, _ = build(self.model + plugin, tmp_path, modalities, **self.undisturbed, **OFF[plugin])
-        assert all(torch.equal(p, variant.backbone.get_parameter(n)) for n, p in plain.named_parameters())
+    def test_plugins_that_are_off_are_the_backbone(self, tmp_path: Path, modalities: int) -> None:
+        plain, splits = build(self.model, tmp_path, modalities)
         batch = next(iter(splits.train))
-        if not variant.frozen:
-            plain.train(), variant.train()
-            loss, grads = gradients(plain, batch)
-            variant_loss, variant_grads = gradients(variant, batch)
-            assert variant_loss == loss
-            for name, grad in grads.items():
-                torch.testing.assert_close(variant_grads[f"backbone.{name}"], grad, rtol=1e-6, atol=1e-8)
-        plain.eval(), variant.eval()
-        assert torch.equal(variant.full_sort_predict(batch), plain.full_sort_predict(batch))
-        assert torch.equal(variant.predict(batch), plain.predict(batch))
+        for plugin, values in OFF.items():
+            assert_off(plain, batch, build(self.model + plugin, tmp_path, modalities, splits, **values)[0])
 
     @pytest.mark.parametrize("plugin", ["+MRdIB (paper)", "+MRdIB", "+Content"])
     def test_prediction_uses_means_and_agrees_with_itself(self, tmp_path: Path, modalities: int, plugin: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.models.base import Batch, Encoded
 
 
@@ -35,5 +34,4 @@ class Objective(nn.Module, ABC):
     @staticmethod
     def distinct(enc: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Modality -> (R, d_m) representations of the distinct items of the batch, row-aligned."""
-        rows = batch.distinct_rows(enc)
-        return dict(enc.z) if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
+        return {m: batch.distinct_items_of(z, enc) for m, z in enc.z.items()}
