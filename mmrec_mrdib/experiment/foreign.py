@@ -27,7 +27,7 @@ from mmrec_mrdib.config import Config
 from mmrec_mrdib.data.prepare import PREPARED, check_target, write_folder
 from mmrec_mrdib.data.sources import scores
 from mmrec_mrdib.errors import ConfigError, DataError, listed
-from mmrec_mrdib.evaluation import PER_USER, Ranking, RankingSplit, by_user, cells, rank
+from mmrec_mrdib.evaluation import Ranking, RankingSplit, by_user, cells, rank
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.export import original_ids
 from mmrec_mrdib.experiment.leaderboard import Cell, Spec
@@ -89,12 +89,16 @@ class Split:
         config_files: Sequence[str] = (),
         ids: str = "original",
     ) -> None:
-        config = make_config("Pop", dataset, None, config_files, {"device": "cpu", **(values or {})})
+        values = dict(values or {})
+        ks, metrics = (
+            re.findall(r"\w+", str(values.get(k, default))) for k, default in (("topk", 20), ("metrics", "Recall"))
+        )
+        if ks and metrics:  # nothing is selected here: any of them will do
+            values.setdefault("valid_metric", f"{metrics[0]}@{ks[0]}")
+        config = make_config("Pop", dataset, None, config_files, {"device": "cpu", **values})
         self.config: Config = config
         self.metrics = [m.lower() for m in config["metrics"]]
         self.ks: list[int] = list(config["topk"])
-        if others := [m for m in self.metrics if m not in PER_USER]:
-            raise ConfigError(f"--metrics: {listed(others)} is not a mean over users; choose of {', '.join(PER_USER)}")
         self.splits: Splits = prepare(config)
         self.dataset = self.splits.dataset
         self.fingerprint = self.dataset.split_fingerprint(self.splits.parts)
