@@ -3,8 +3,12 @@
 import csv
 import json
 import math
+import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,6 +29,8 @@ from mmrec_mrdib.experiment.foreign import (
     import_scores,
 )
 from mmrec_mrdib.testing.toy import write_mmrec
+from tests.conftest import ROOT
+from tests.test_leaderboard import InProcess
 
 # Three users, six items: train, valid, test of each.
 PAIRS = {"0": ("01", "2", "4"), "1": ("12", "0", "45"), "2": ("23", "4", "5")}
@@ -129,6 +135,7 @@ def test_what_is_counted(split, tmp_path):
         "users_without_list": 1,
         "users_not_evaluated": 0,
         "users_ranked_against_scores": 0,
+        "items_without_scores": 0,
         "items_of_training_dropped": 2,
         "users_with_ties": 1,  # items 3 and 5 of user 0
         "users_with_fewer_than_2_items": 1,
@@ -184,7 +191,6 @@ def test_broken_tables_are_refused(split, tmp_path, case):
 BROKEN_ARRAYS = {
     "nan": (lambda: dense(scores=np.where(dense()["scores"] > 0.85, np.nan, 0)), r"3 scores are NaN .*user 0, item 4"),
     "infinite": (lambda: dense(scores=np.where(dense()["scores"] > 0.85, np.inf, 0)), "3 scores are NaN or infinite"),
-    "catalogue": (lambda: dense(items=np.arange(5), scores=np.zeros((3, 5))), r"all items but 1 \(5\)"),
     "unknown": (lambda: dense(items=np.arange(1, 7)), r"1 items are not in tiny \(6\)"),
     "a user twice": (lambda: dense(users=np.array([0, 1, 1])), "user 1 has two rows"),
     "an item twice": (lambda: dense(items=np.array([0, 1, 2, 3, 4, 4])), "item 4 has two columns"),
@@ -219,6 +225,12 @@ def test_seen_items_may_be_anything_in_a_matrix(split, tmp_path):
     assert ranking.means["recall@2"] == pytest.approx(RECALL, abs=1e-15)
 
 
+def test_items_of_the_data_that_a_matrix_does_not_have_are_counted_and_no_hits(split, tmp_path):
+    given = dense(items=np.arange(6)[::-1][1:], scores=dense()["scores"][:, 1:])  # without item 5, the hit of user 1
+    ranking, counts = evaluate(npz(tmp_path / "a.npz", **given), split)
+    assert ranking.per_user["recall@6"].tolist() == [1, 0, 0] and counts["items_without_scores"] == 1
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A data set of 40 users and 30 items, and its split."""
@@ -227,9 +239,9 @@ def wide(tmp_path_factory):
     return folder, Split("toy", {"data_path": str(folder), "topk": [5]})
 
 
-def interactions(folder):
+def interactions(folder, name="toy"):
     """Of the toy data, each pair where it first stands, train before valid before test."""
-    frame = pd.read_csv(folder / "toy" / "toy.inter", sep="\t").sort_values("x_label", kind="stable")
+    frame = pd.read_csv(folder / name / f"{name}.inter", sep="\t").sort_values("x_label", kind="stable")
     return frame.drop_duplicates(["userID", "itemID"])
 
 
@@ -539,3 +551,89 @@ def test_mistakes_on_the_command_line(data, ours, tmp_path, capsys):
     assert cli.main(["export", str(ours), "--top", "5", "--output", str(tmp_path / "e.npz")]) == 2
     with pytest.raises(ConfigError, match="--top=0"):
         next(load(ours).evaluation_blocks(k=0))
+
+
+# docs/suites.md.
+
+
+class FakeCornac:
+    """As much of Cornac as docs/suites.md calls, with its signatures; its VBPR knows the first feature of each item and nothing else."""
+
+    def __init__(self):
+        def modality(features=None, ids=None, normalized=False):
+            return SimpleNamespace(features=features, ids=ids, normalized=normalized)
+
+        def from_splits(train_data, test_data, val_data=None, exclude_unknowns=False, **modalities):
+            users, items = (list(dict.fromkeys(row[n] for row in train_data)) for n in (0, 1))
+            self.train_set = SimpleNamespace(user_ids=users, item_ids=items)
+            self.parts, self.modalities = {"train": train_data, "valid": val_data, "test": test_data}, modalities
+            return self
+
+        class VBPR:
+            def __init__(model, k, k2, n_epochs, seed):
+                model.seed = seed
+
+            def score(model, user):
+                image = self.modalities["item_image"]
+                rows = dict(zip(image.ids, image.features, strict=True))
+                return np.array([rows[i][0] for i in self.train_set.item_ids])
+
+        rng = np.random.default_rng(0)
+        clothing = SimpleNamespace(
+            load_feedback=lambda: [(f"u{u}", f"i{(u + i) % 15}", 5.0) for u in range(20) for i in range(8)],
+            load_visual_feature=lambda: (rng.random((15, 4)), [f"i{i}" for i in range(15)]),
+        )
+        self.modules = {
+            "cornac": SimpleNamespace(
+                data=SimpleNamespace(ImageModality=modality),
+                eval_methods=SimpleNamespace(BaseMethod=SimpleNamespace(from_splits=from_splits)),
+                models=SimpleNamespace(VBPR=VBPR),
+                metrics=SimpleNamespace(Recall=lambda k: k),
+                Experiment=lambda method, models, metrics: SimpleNamespace(run=lambda: None),
+            ),
+            "cornac.datasets": SimpleNamespace(amazon_clothing=clothing),
+        }
+
+
+def test_the_page_of_other_toolkits_does_what_it_says(tmp_path, monkeypatch, capsys):
+    write_mmrec(tmp_path / "datasets" / "baby", users=40, items=30, dims={"image": 4}, seed=0)
+    np.save(tmp_path / "datasets" / "baby" / "image_feat.npy", features := np.random.default_rng(1).random((30, 4)))
+    monkeypatch.chdir(tmp_path)
+    fake = FakeCornac()
+    for name, module in fake.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("mmrec_mrdib.experiment.workers.LocalPool", lambda work, jobs: InProcess())
+    np.savez("scores-1.npz", users=np.arange(40), items=np.arange(30), scores=np.random.default_rng(2).random((40, 30)))
+    train("VBPR", "baby", 1, values={"data_path": "datasets", "epochs": 1, "embedding_size": 8})
+    page = (ROOT / "docs" / "suites.md").read_text()
+    ours = "## Results of other toolkits" + page.split("## Results of other toolkits")[1]
+    blocks = re.findall(r"^ *```(python)?\n(.*?)^ *```", ours, re.DOTALL | re.MULTILINE)
+    commands = []
+    for language, block in blocks:
+        if language:
+            exec(compile(block, "docs/suites.md", "exec"), {})
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            _, *arguments = shlex.split(line)
+            arguments = [name for a in arguments for name in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
+            assert cli.main(arguments) == 0, (line, capsys.readouterr())
+            commands.append(arguments[:2])
+    assert commands == [
+        *(["data", "export"], ["leaderboard", "import-run"], ["leaderboard", "--models"]),
+        *(["export", *commands[3][1:]], ["leaderboard", "import-run"], ["data", "prepare"]),
+    ]
+    frame = interactions(Path("datasets"), "baby")
+    for n, name in enumerate(("train", "valid", "test")):
+        theirs = frame[frame["x_label"] == n]
+        expected = {(str(u), str(i), 1.0) for u, i in zip(theirs["userID"], theirs["itemID"], strict=True)}
+        assert set(fake.parts[name]) == expected and len(fake.parts[name]) == len(expected)
+    result = record.load_result(next(Path("runs/imported").glob("VBPR-*")))
+    best = np.argsort(-features[:, 0])
+    seen = frame[frame["x_label"] == 0].groupby("userID")["itemID"].agg(set)
+    hits = [
+        int(row.itemID in [i for i in best if i not in seen[row.userID]][:5])
+        for row in frame[frame["x_label"] == 2].itertuples()
+    ]
+    assert result["test"]["recall@5"] == pytest.approx(np.mean(hits)) and result["imported"]["split"] == "checked"
+    board = Path("leaderboard/leaderboard.md").read_text()
+    assert "MyModel [my toolkit 2.1]" in board and "their claim" not in board

@@ -155,20 +155,14 @@ class _Scores:
         self.user_field = split.dataset.uid_field
         users = torch.from_numpy(split.place("user", given.users, file))
         items = torch.from_numpy(split.place("item", given.items, file))
+        self.unscored = 0
         self.has = torch.zeros(self.n_users, dtype=torch.bool)
         self.has[users] = True
         if isinstance(given, scores.Matrix):
-            if lacking := self.n_items - 1 - len(items):
-                gone = np.setdiff1d(np.arange(1, self.n_items), items)
-                raise DataError(
-                    f"{file}: scores of all items but {lacking} ({listed(split.names[split.ids][1][gone], 3)}); the catalogue "
-                    "is that of the data set: give -inf where an item is not to be ranked"
-                )
             self.matrix = given.scores
             self.row = torch.zeros(self.n_users, dtype=torch.long)
             self.row[users] = torch.arange(len(users))
-            self.column = np.empty(self.n_items - 1, dtype=np.int64)
-            self.column[items - 1] = np.arange(len(items))
+            self.items, self.unscored = items, self.n_items - 1 - len(items)
             self.block = self._of_matrix
             return
         keys, counts = np.unique(users.numpy() * self.n_items + items.numpy(), return_counts=True)
@@ -193,7 +187,7 @@ class _Scores:
     def _of_matrix(self, users: Tensor) -> Tensor:
         rows = self.matrix[self.row[users].numpy()]
         out = torch.full((len(users), self.n_items), -torch.inf, dtype=torch.from_numpy(rows[:0]).dtype)
-        out[:, 1:] = torch.from_numpy(rows[:, self.column])
+        out[:, self.items] = torch.from_numpy(rows)
         out[~self.has[users]] = -torch.inf
         return out
 
@@ -230,6 +224,7 @@ def evaluate(file: Path, split: Split, part: str = "test", absent: str = "error"
         "users_without_list": len(lacking),
         "users_not_evaluated": int(model.has.sum()) - int(model.has[ranked.users].sum()),
         "users_ranked_against_scores": getattr(given, "against", 0),
+        "items_without_scores": model.unscored,
     }
     counts |= _audit(file, model, ranked, split.ks, names, isinstance(given, scores.Pairs))
     return rank(model, ranked, split.metrics, split.ks, split.dataset.uid_field), counts
@@ -275,6 +270,7 @@ _SAID = {
     "users_without_list": "of {users} users have no list: 0 in every metric",
     "users_not_evaluated": "users of the file are not evaluated: ignored",
     "items_of_training_dropped": "listed items are of their user's training (or left out by eval_mask): dropped",
+    "items_without_scores": "items of the data have no scores: never ranked",
     "users_with_ties": "users have equal scores among their best: ranked as our models' would be",
     "users_ranked_against_scores": "users have scores that run against the ranks: ranked by rank",
 }
@@ -484,6 +480,8 @@ class ForeignCell(Cell):
         counts = [source["test"] for source in sources if "test" in source]
         if absent := max((c["users_without_list"] for c in counts), default=0):
             out.append(f"{absent} of {counts[0]['users']} users without a list count as 0")
+        if unscored := max((c["items_without_scores"] for c in counts), default=0):
+            out.append(f"{unscored} items without scores are never ranked")
         for k in sorted({int(m.rpartition("@")[2]) for m in spec.metrics}):
             if short := max((c[f"users_with_fewer_than_{k}_items"] for c in counts), default=0):
                 out.append(f"{short} lists are shorter than {k}")
