@@ -239,6 +239,13 @@ def wide(tmp_path_factory):
     return folder, Split("toy", {"data_path": str(folder), "topk": [5]})
 
 
+@pytest.fixture(scope="module")
+def ours(wide, tmp_path_factory):
+    """A run of ours on the data of `wide`."""
+    values = {"data_path": str(wide[0]), "topk": [5], "valid_metric": "Recall@5", "epochs": 1, "embedding_size": 8}
+    return Path(train("VBPR", "toy", 3, values=values, runs=tmp_path_factory.mktemp("ours"))["folder"])
+
+
 def interactions(folder, name="toy"):
     """Of the toy data, each pair where it first stands, train before valid before test."""
     frame = pd.read_csv(folder / name / f"{name}.inter", sep="\t").sort_values("x_label", kind="stable")
@@ -255,6 +262,13 @@ def test_lists_ranked_among_a_sample_are_refused(wide, tmp_path, rng):
     with pytest.raises(DataError, match="ranked among a sample of the items"):
         evaluate(long(tmp_path / "a.csv", rows), split)
     evaluate(long(tmp_path / "b.csv", rows[1:]), split)  # one is missing: they may be honest lists
+
+
+def test_lists_that_leave_out_what_they_are_judged_by_are_refused(wide, ours, tmp_path):
+    file = str(tmp_path / "a.csv")
+    assert cli.main(["recommend", str(ours), "--top", "15", "--output", file]) == 0  # without the items of any split
+    with pytest.raises(DataError, match=r"none of the 38 test interactions is listed, where .* about \d\d"):
+        evaluate(Path(file), wide[1])
 
 
 def test_equal_scores_are_ranked_as_those_of_our_models(wide, tmp_path):
@@ -396,13 +410,6 @@ def test_the_fingerprint_of_a_split(data, split, tmp_path):
 # The way back.
 
 
-@pytest.fixture(scope="module")
-def ours(wide, tmp_path_factory):
-    """A run of ours on the data of `wide`."""
-    values = {"data_path": str(wide[0]), "topk": [5], "valid_metric": "Recall@5", "epochs": 1, "embedding_size": 8}
-    return Path(train("VBPR", "toy", 3, values=values, runs=tmp_path_factory.mktemp("ours"))["folder"])
-
-
 def per_user(folder):
     with np.load(folder / "per_user.npz", allow_pickle=False) as file:
         return {name: file[name].tolist() for name in ("users", "metrics", "values")}
@@ -438,6 +445,8 @@ def test_a_run_folder_from_elsewhere(wide, ours, tmp_path):
     result = record.load_result(folder)
     assert (result["model"], result["seed"], result["origin"]) == ("VBPR", 3, "the other machine")
     assert result["imported"]["config"]["embedding_size"] == 8 and result["best_epoch"] == 0
+    again = import_folder(folder, wide[1], Claim("VBPR", "a third", 3), tmp_path / "again").result["imported"]
+    assert again == result["imported"] | {"folder": str(folder)}
     (cell,), _ = foreign_cells(spec(wide, tmp_path, seeds=(3,)))
     assert cell.results[3]["test"] == record.load_result(ours)["test"] and cell.model == "VBPR [the other machine]"
 
@@ -540,6 +549,8 @@ def test_mistakes_on_the_command_line(data, ours, tmp_path, capsys):
         ([str(file), *given, "--seed", "-1"], "--seed=-1"),
         ([str(file), *given, "--metrics=GiniIndex"], "results are kept for each user"),
         ([str(file), *given, "--learning_rat=1"], "learning_rat"),
+        ([str(file), *given, "--learning_rate=1"], "--learning_rate: is no parameter of the data or the evaluation"),
+        ([str(file), *given, "--device=cpu"], "--device: is no parameter"),
         ([str(tmp_path), *given], "a folder; expected a file, or the folder of a run"),
         ([str(ours), *given[2:4], "--origin", "Y", "--valid", str(file)], "--valid: "),
         ([str(file), *given, "--valid", str(tmp_path / "no.csv")], "no such file"),

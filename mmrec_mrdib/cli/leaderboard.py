@@ -152,6 +152,8 @@ def main(arguments: Sequence[str]) -> int:
     if spec.tuning_seed is not None and (spec.tuning_seed < 0 or not spec.trials):
         raise ConfigError(f"--tuning_seed={spec.tuning_seed}: expected a number from 0, and --tune=N")
     planned = list(leaderboard.cells(spec))  # mistakes show before any worker starts
+    imported, left_out = foreign.foreign_cells(spec)
+    print(*left_out, sep="\n", end="\n" if left_out else "", file=sys.stderr)
     if spec.trials:
         tune.optuna()
         for cell in planned:
@@ -173,8 +175,6 @@ def main(arguments: Sequence[str]) -> int:
         command = shlex.join(["mmrec-mrdib", "leaderboard", *(a for a in arguments if a != "--fresh")])
         print(f"\ninterrupted; complete runs are kept; go on with: {command}", file=sys.stderr)
         return 130
-    imported, left_out = foreign.foreign_cells(spec)
-    print(*left_out, sep="\n", end="\n" if left_out else "", file=sys.stderr)
     built = leaderboard.board(spec, [*done, *imported], shlex.join(["mmrec-mrdib", "leaderboard", *arguments]))
     written = tables.write(built, options.output)
     Console().print(tables.terminal(built))

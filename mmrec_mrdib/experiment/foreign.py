@@ -39,7 +39,9 @@ from mmrec_mrdib.schema import DataSettings
 
 IMPORTED = "imported"  # in the folder of runs
 CLAIMED, CHECKED = "their claim", "checked"  # of their split
+_EVALUATION = ("eval_args", "metrics", "topk", "eval_mask", "eval_batch_size")
 _FEW_TESTS = 20  # interactions; with fewer, that all of them are listed proves nothing
+_BY_CHANCE = 10.0  # hits to be expected of lists at random; none at all has then a probability of e^-10
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,18 @@ class Split:
         config_files: Sequence[str] = (),
         ids: str = "original",
     ) -> None:
-        values = dict(values or {})
+        given = values = dict(values or {})
         ks, metrics = (
             re.findall(r"\w+", str(values.get(k, default))) for k, default in (("topk", 20), ("metrics", "Recall"))
         )
         if ks and metrics:  # nothing is selected here: any of them will do
-            values.setdefault("valid_metric", f"{metrics[0]}@{ks[0]}")
-        config = make_config("Pop", dataset, None, config_files, {"device": "cpu", **values})
+            values = {"valid_metric": f"{metrics[0]}@{ks[0]}", **given}
+        config = make_config("Pop", dataset, None, config_files, {**values, "device": "cpu"})
+        used = {*config.parameters["Dataset"], *DataSettings.model_fields, *_EVALUATION, "data_path", "valid_metric"}
+        if idle := sorted(given.keys() - used):
+            raise ConfigError(
+                f"--{idle[0]}: is no parameter of the data or the evaluation, and nothing is trained here"
+            )
         self.config: Config = config
         self.metrics = [m.lower() for m in config["metrics"]]
         self.ks: list[int] = list(config["topk"])
@@ -262,6 +269,12 @@ def _audit(
             f"{file}: the lists hold {covered / open_cells:.1%} of the items, yet every {split.name} interaction: they were ranked among a "
             "sample of the items, which makes metrics larger than they are; rank the whole catalogue"
         )
+    by_chance = relevant * covered / max(open_cells, 1)
+    if found == 0 and by_chance >= _BY_CHANCE:
+        raise DataError(
+            f"{file}: none of the {relevant} {split.name} interactions is listed, where any lists of this length would have about "
+            f"{by_chance:.0f}: they leave out what they are judged by (as 'recommend' does with the items of all splits)"
+        )
     counts = {f"users_with_fewer_than_{k}_items": n for k, n in short.items()}
     return {"items_of_training_dropped": seen if of_pairs else 0, "users_with_ties": ties} | counts
 
@@ -391,7 +404,12 @@ def import_folder(folder: Path, split: Split, claim: Claim, runs: Path) -> Impor
             f"{path}: the mean of {listed(wrong)} is not what result.json says; one of the files was changed"
         )
     known = {m: x for m, x in per_user.items() if m in test}
-    source = {"folder": str(folder.absolute()), "split": CHECKED, "config": result["config"]}
+    source = {
+        "split": CHECKED,
+        "config": result["config"],
+        **result.get("imported", {}),
+        "folder": str(folder.absolute()),
+    }
     kept = {k: v for k, v in result.items() if k not in ("version", "config", "data", "origin")}
     kept |= {"test": {m: test[m] for m in known}, "seconds_per_epoch": result.get("seconds_per_epoch")}
     eval_mask = result.get("eval_mask")
@@ -411,7 +429,7 @@ def _write(
     config, dataset = split.config, split.dataset
     eval_mask = eval_mask or config["eval_mask"]
     base, _, plugin = claim.name.partition("+")
-    data_keys = ("dataset", "eval_args", "metrics", "topk", "eval_mask", *sorted(DataSettings.model_fields))
+    data_keys = ("dataset", *_EVALUATION, *sorted(DataSettings.model_fields))
     whole = {
         "version": record.RESULT_VERSION,
         **result,
@@ -474,7 +492,7 @@ class ForeignCell(Cell):
 
     def notes(self, spec: Spec) -> list[str]:
         sources = [result["imported"] for result in self.results.values()]
-        out = ["measured here, trained and selected elsewhere"]
+        out = ["trained and selected elsewhere"]
         if any(source["split"] == CLAIMED for source in sources):
             out.append("that it was trained on this split is their claim")
         counts = [source["test"] for source in sources if "test" in source]
