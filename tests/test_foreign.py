@@ -231,6 +231,13 @@ def test_items_of_the_data_that_a_matrix_does_not_have_are_counted_and_no_hits(s
     assert ranking.per_user["recall@6"].tolist() == [1, 0, 0] and counts["items_without_scores"] == 1
 
 
+def test_users_whom_a_matrix_does_not_have_get_no_hits(split, tmp_path):
+    given = dense(users=np.array([1, 0]), scores=dense()["scores"][[1, 0]])
+    given["scores"][0, 5 - 5] = 2.0  # user 1: now 5 comes first; user 2, who is not there, must not have it
+    ranking, counts = evaluate(npz(tmp_path / "a.npz", **given), split, absent="zero")
+    assert ranking.per_user["recall@2"].tolist() == [1, 0.5, 0] and counts["users_without_list"] == 1
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A data set of 40 users and 30 items, and its split."""
