@@ -123,14 +123,14 @@ def score_all(model: Any, users: Tensor, user_field: str, n_items: int) -> Tenso
 
 
 def topk(model: Any, block: Block, user_field: str, n_items: int, k: int) -> tuple[Tensor, Tensor]:
-    """Best k items of each user of a block (B, k), and whether each is relevant (B, k) bool."""
+    """Best k items of each user of a block (B, k), and whether each is relevant (B, k) bool; one of score -inf is not ranked, and no hit."""
     scores = score_all(model, block.users, user_field, n_items)
     scores.view(-1)[block.masked] = -torch.inf
     values, best = torch.topk(scores, k, dim=1)
     _check_scores(model, values)
     relevant = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     relevant[block.relevant] = True
-    return best, relevant.view_as(scores).gather(1, best)
+    return best, relevant.view_as(scores).gather(1, best) & (values > -torch.inf)
 
 
 def _check_scores(model: Any, values: Tensor) -> None:

@@ -13,13 +13,13 @@ from mmrec_mrdib.errors import MRdIBError
 
 COMMANDS = {
     "train": "train a model, with or without MRdIB, or both side by side",
-    "leaderboard": "compare models by data sets by seeds: equal tuning, paired tests, tables and a page",
+    "leaderboard": "compare models by data sets by seeds: equal tuning, paired tests, tables and a page; also results of other programs",
     "tune": "search the hyper-parameters of a model on the validation split",
     "recommend": "top-K lists of a trained model, in original ids",
     "explain": "why an item is recommended: backbone and modalities, and the items of the history that speak for it",
-    "data": "check a data set, prepare one from raw files, encode texts and pictures",
+    "data": "check a data set, prepare one from raw files, encode texts and pictures, export it for other programs",
     "report": "what the representations of trained models hold: a page of figures, plain beside +MRdIB",
-    "export": "user, item and per-modality embeddings of a trained model, with ids",
+    "export": "user, item and per-modality embeddings of a trained model, with ids, or the lists that its evaluation ranks",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrec_mrdib.cli import parameters
 from mmrec_mrdib.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a modality: it becomes part of file names
@@ -60,6 +61,20 @@ def parser() -> argparse.ArgumentParser:
     _encoding(recbole, "that of <name>.yaml, else utf-8")
     recbole.set_defaults(run=_recbole)
     _encode_parser(commands, raw)
+    export = commands.add_parser(
+        "export",
+        help="the split and the features, for other programs",
+        description="Write a data set as training and evaluation see it, for other programs: interactions.csv (user, item, split) and, by\n"
+        "modality, <m>_feat.npy (raw, unless --feature_norm says otherwise) with <m>_ids.txt, the item of each row. Ids are the original\n"
+        "ones. What was trained on it, 'leaderboard import-run' compares. Parameters of the data are given as --key=value.",
+        epilog="example:\n  mmrec-mrdib data export baby --data_path datasets --output baby-split",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    export.add_argument("dataset", metavar="NAME")
+    export.add_argument("--data_path", metavar="DIR", help="folder of the data sets; built-in ones are found without")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.set_defaults(run=_export)
     return out
 
 
@@ -214,8 +229,25 @@ def _encode(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.cli.recommend import warnings_only
+
+    warnings_only()
+
+    from mmrec_mrdib.experiment.foreign import export_data
+
+    where = {} if options.data_path is None else {"data_path": options.data_path}
+    print(f"{options.output}:", *export_data(options.dataset, options.output, options.values | where), sep="\n")
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    arguments = list(arguments)
+    if arguments[:1] == ["export"]:  # takes parameters beside its options
+        options, values = parameters.parse(parser(), arguments)
+        options.values = values
+    else:
+        options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 

@@ -23,6 +23,7 @@ examples:
   mmrec-mrdib leaderboard --models all --datasets baby --data_path data --seeds 5 --jobs 2            the field; resumable
   mmrec-mrdib leaderboard --models LightGCN --datasets baby --variants plain,mrdib,mrdib-paper,content --against content     against a rival
   mmrec-mrdib leaderboard import table2.csv --source "MMRec, table 2"      results of others, shown apart
+  mmrec-mrdib leaderboard import-run scores.npz --dataset baby --name MGCN --origin "MMRec 1.0"     measured from scores of others
 
 Every run is a folder in RUNS. The same command trains only what is missing, goes on with what was interrupted, and tries again what
 failed. Parameters of a run are given as --key=value for all data sets, or as --DATASET.key=value for one:
@@ -114,6 +115,10 @@ def import_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == "import":
         return _import(arguments[1:])
+    if arguments and arguments[0] == "import-run":
+        from mmrec_mrdib.cli import import_run
+
+        return import_run.main(arguments[1:])
     options, values = parameters.parse(parser(), arguments)
     warnings_only()
     if options.output.exists() and not options.output.is_dir():
@@ -128,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from mmrec_mrdib.experiment import leaderboard, tables, tune
+    from mmrec_mrdib.experiment import foreign, leaderboard, tables, tune
     from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool
 
     spec = leaderboard.Spec(
@@ -155,6 +160,8 @@ def main(arguments: Sequence[str]) -> int:
     if spec.tuning_seed is not None and (spec.tuning_seed < 0 or not spec.trials):
         raise ConfigError(f"--tuning_seed={spec.tuning_seed}: expected a number from 0, and --tune=N")
     planned = list(leaderboard.cells(spec))  # mistakes show before any worker starts
+    imported, left_out = foreign.foreign_cells(spec)
+    print(*left_out, sep="\n", end="\n" if left_out else "", file=sys.stderr)
     if spec.trials:
         tune.optuna()
         for cell in planned:
@@ -176,11 +183,12 @@ def main(arguments: Sequence[str]) -> int:
         command = shlex.join(["mmrec-mrdib", "leaderboard", *(a for a in arguments if a != "--fresh")])
         print(f"\ninterrupted; complete runs are kept; go on with: {command}", file=sys.stderr)
         return 130
-    built = leaderboard.board(spec, done, shlex.join(["mmrec-mrdib", "leaderboard", *arguments]))
+    built = leaderboard.board(spec, [*done, *imported], shlex.join(["mmrec-mrdib", "leaderboard", *arguments]))
     written = tables.write(built, options.output)
     Console().print(tables.terminal(built))
     print("written:", *written)
-    failed = [row for row in built["rows"] if row["status"] in ("failed", "incomplete")]
+    others = {cell.model for cell in imported}  # whose missing seeds no command can train
+    failed = [r for r in built["rows"] if r["status"] in ("failed", "incomplete") and r["model"] not in others]
     if failed:
         print(f"{len(failed)} cells are not complete; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

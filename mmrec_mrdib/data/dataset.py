@@ -400,6 +400,26 @@ class MultimodalDataset(Dataset):
                 self.notes[f"items_that_lost_{m}"] = int(lost.sum())
                 logger.info("modality %s: lost by %d items, the mean row stands in", m, lost.sum())
 
+    def split_fingerprint(self, parts: Iterable[Dataset]) -> str:
+        """Hash of what is ranked and judged, the ids of users and items and their interactions in each split, in whatever layout or order
+        they are stored, and whatever the features (hex, 16 digits). Two results with the same one can be compared."""
+        digest = hashlib.blake2b(digest_size=8)
+        places = []
+        for field in (self.uid_field, self.iid_field):
+            tokens = np.asarray(self.field2id_token[field][1:], dtype=str)
+            order = np.argsort(tokens)
+            digest.update("\n".join([*tokens[order], ""]).encode())
+            places.append(np.empty(len(tokens) + 1, dtype=np.int64))
+            places[-1][order + 1] = np.arange(len(tokens))
+        for part in parts:
+            users, items = (
+                place[part.inter_feat[f].numpy()]
+                for place, f in zip(places, (self.uid_field, self.iid_field), strict=True)
+            )
+            pairs = np.sort(users * self.item_num + items)
+            digest.update(str(len(pairs)).encode() + pairs.tobytes())
+        return digest.hexdigest()
+
     def fingerprint(self, parts: Iterable[Dataset]) -> str:
         """Hash of all that a model sees of the data: the splits and the features (hex, 16 digits)."""
         digest = hashlib.blake2b(digest_size=8)

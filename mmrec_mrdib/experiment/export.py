@@ -60,8 +60,8 @@ class Trained:
     def __init__(self, result: dict[str, Any], model: Any, splits: Any, names: Path) -> None:
         self.result, self.model, self.splits, self.dataset = result, model.eval(), splits, splits.dataset
         uid, iid = self.dataset.uid_field, self.dataset.iid_field
-        self.users: np.ndarray = _original(self.dataset.field2id_token[uid], names, "users")
-        self.items: np.ndarray = _original(self.dataset.field2id_token[iid], names, "items")
+        self.users: np.ndarray = original_ids(self.dataset.field2id_token[uid], names, "users")
+        self.items: np.ndarray = original_ids(self.dataset.field2id_token[iid], names, "items")
         self._id_of = {token: n for n, token in enumerate(self.users)}
         parts = [(part.inter_feat[uid], part.inter_feat[iid]) for part in splits.parts]
         self.trained_users = np.zeros(len(self.users), dtype=bool)
@@ -102,6 +102,21 @@ class Trained:
             scores = score_all(self.model, part, self.dataset.uid_field, n_items).float()
             scores.view(-1)[cells(part, *listed_by_user, n_items)[0]] = -torch.inf
             yield self._listed(self.users[part.cpu().numpy()], scores, k)
+
+    @torch.no_grad()
+    def evaluation_blocks(self, split: str = "test", k: int = 100) -> Iterator[pd.DataFrame]:
+        """What the evaluation of a split ranks, as `blocks` has it: for each user of the split the k items of highest score but those that
+        the evaluation leaves out. `leaderboard import-run` finds the run's metrics in it.
+
+        Args:
+            split: 'valid' or 'test'.
+        """
+        if k < 1:
+            raise ConfigError(f"--top={k}: expected 1 or more")
+        for block in getattr(self.splits, split):
+            scores = score_all(self.model, block.users, self.dataset.uid_field, len(self.items))
+            scores.view(-1)[block.masked] = -torch.inf
+            yield self._listed(self.users[block.users.cpu().numpy()], scores, k)
 
     @torch.no_grad()
     def new_blocks(self, folder: str | Path, users: Iterable[str] | None = None, k: int = 20) -> Iterator[pd.DataFrame]:
@@ -276,6 +291,8 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
     """
     folder = Path(folder)
     result = record.load_result(folder)
+    if "imported" in result:
+        raise DataError(f"{folder}: imported from {result['origin']}: its metrics are here, its model is not")
     config = _config(result, data_path)
     splits = prepare(config)
     fingerprint = splits.dataset.fingerprint(splits.parts)
@@ -298,7 +315,7 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
     return Trained(result, model, splits, Path(config["data_path"]))
 
 
-def _original(tokens: Sequence[str], folder: Path, kind: str) -> np.ndarray:
+def original_ids(tokens: Sequence[str] | np.ndarray, folder: Path, kind: str) -> np.ndarray:
     """The tokens; of a folder that `data prepare` made, what line n of its `users.txt` or `items.txt` says of token n."""
     own = np.asarray(tokens).astype(str)
     path = folder / f"{kind}.txt"

@@ -136,6 +136,16 @@ class Cell:
     def variant(self) -> str:
         return registry.variant(self.model).kind
 
+    def notes(self, spec: Spec) -> list[str]:
+        """What its row says beside numbers."""
+        if not spec.trials:
+            return []
+        if not self.space:
+            return ["not tuned: no search space"]
+        if self.host is None:
+            return []
+        return [f"tuned as {self.host[0] if '+' in self.host[0] else 'its plain backbone'}, nothing of its own"]
+
 
 def cells(spec: Spec) -> Iterator[Cell]:
     """All cells, their configuration checked.
@@ -411,6 +421,7 @@ def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]
 def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
     results = cell.results
     values = {m: [v for r in results.values() if (v := _value(r, m)) is not None] for m in spec.metrics}
+    times = [r["seconds_per_epoch"] for r in results.values() if r["seconds_per_epoch"] is not None]
     reasons = [f"{what}: {failure.reason}" for what, failure in cell.failures.items()]
     complete = len(results) == len(spec.seeds)
     return {
@@ -421,7 +432,7 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
         "variant": cell.variant,
         "status": "complete" if complete else "incomplete" if results else "failed",
         "reasons": reasons,
-        "notes": _notes(cell, spec),
+        "notes": cell.notes(spec),
         "code": sorted(
             {code for r in results.values() for code in record.codes(r)}.union((cell.tuned or {"code": ()})["code"])
         ),
@@ -431,7 +442,7 @@ def _row(cell: Cell, spec: Spec) -> dict[str, Any]:
         "mean": {m: statistics.fmean(v) for m, v in values.items() if v},
         "std": {m: statistics.stdev(v) for m, v in values.items() if len(v) > 1},
         "tuned": cell.tuned,
-        "seconds_per_epoch": statistics.median(r["seconds_per_epoch"] for r in results.values()) if results else None,
+        "seconds_per_epoch": statistics.median(times) if times else None,
     }
 
 
@@ -441,16 +452,6 @@ def _value(result: Mapping[str, Any], metric: str) -> float | None:
         return result.get("cold", {}).get(metric.removeprefix(NEW))
     value: float = result["test"][metric]
     return value
-
-
-def _notes(cell: Cell, spec: Spec) -> list[str]:
-    if not spec.trials:
-        return []
-    if not cell.space:
-        return ["not tuned: no search space"]
-    if cell.host is None:
-        return []
-    return [f"tuned as {cell.host[0] if '+' in cell.host[0] else 'its plain backbone'}, nothing of its own"]
 
 
 def _pairs(spec: Spec, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Cell]]:

@@ -368,6 +368,7 @@ def _finish(
         "parameters": 0 if trainer.one_pass else sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "data": {
             "fingerprint": fingerprint,
+            "splits": splits.dataset.split_fingerprint(splits.parts),
             "users": splits.dataset.user_num - 1,
             "items": splits.dataset.item_num - 1,
             "interactions": [len(p) for p in splits.parts],

@@ -30,7 +30,7 @@ class Csv:
     """How CSV files are written.
 
     Attributes:
-        separator: between cells; None: found in the header, by the column that is wanted.
+        separator: between cells; None: found in the header, by the column that is wanted, or the one that it has most of.
         quoting: 'minimal': a cell may stand in double quotes; 'none': quotes are characters like others.
         encoding: of the text.
     """
@@ -121,6 +121,8 @@ def _separator(path: Path, how: Csv, wanted: str) -> str:
         return {"\\t": "\t", "tab": "\t"}.get(how.separator, how.separator)
     with _open(path, how.encoding) as file:
         header = file.readline().rstrip("\r\n")
+    if not wanted:
+        return max(",\t;|", key=header.count)
     return next((s for s in ",\t;|" if wanted in next(csv.reader([header], delimiter=s), ())), ",")
 
 
@@ -183,7 +185,7 @@ def _column(frame: pd.DataFrame, name: str, option: str, path: Path) -> pd.Serie
     return column
 
 
-def _tokens(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def read_ids(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """(ids as text, '' where there is none; which are ids). Whole numbers have no decimal point, whatever stands in other rows."""
     codes, distinct = pd.factorize(column.astype(object))
     texts = np.array([*map(_text, distinct), ""], dtype=object)
@@ -197,7 +199,7 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def read_numbers(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """(values, NaN where empty; which are there but no number)."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     given = (column.notna() & (column.astype(str).str.strip() != "")).to_numpy()
@@ -208,7 +210,7 @@ def _times(column: pd.Series) -> tuple[np.ndarray, np.ndarray, set[str]]:
     """(values, which are there but neither a number nor a date, 'numbers' and 'dates' if there are any); dates become seconds."""
     if column.dtype.kind == "M":
         return _seconds(column), np.zeros(len(column), dtype=bool), {"dates"}
-    values, wrong = _numbers(column)
+    values, wrong = read_numbers(column)
     found = {"numbers"} if np.isfinite(values).any() else set()
     text_at = np.flatnonzero(wrong & np.isnan(values))
     if len(text_at):
@@ -249,10 +251,10 @@ def read_interactions(
         wrong: dict[str, np.ndarray] = {}
         tokens = {}
         for name in ("user", "item"):
-            tokens[name], good = _tokens(picked[name])
+            tokens[name], good = read_ids(picked[name])
             wrong[name] = ~good
         if "rating" in picked:
-            values["rating"], wrong["rating"] = _numbers(picked["rating"])
+            values["rating"], wrong["rating"] = read_numbers(picked["rating"])
         if "time" in picked:
             values["time"], wrong["time"], found = _times(picked["time"])
             kinds |= found
@@ -284,7 +286,7 @@ def read_features(path: Path, id_column: str, how: Csv = Csv()) -> Features:
     parts: list[np.ndarray] = []
     row_of: dict[str, int] = {}
     for frame, _ in chunks(path, how, BadLines(path, None), id_column):
-        ids, good = _tokens(_column(frame, id_column, "--feature-id", path))
+        ids, good = read_ids(_column(frame, id_column, "--feature-id", path))
         rest = frame.drop(columns=[id_column])
         if rest.shape[1] == 0:
             raise DataError(f"{path}: no column beside '{id_column}'; expected one number a dimension")
