@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmrec_mrdib.encoded import EncodingStage
 from mmrec_mrdib.losses import at_least_single
-from mmrec_mrdib.models.base import EncodingStage
 
 
 class _Sample(torch.autograd.Function):

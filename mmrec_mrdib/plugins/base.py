@@ -16,16 +16,7 @@ from mmrec_mrdib import general
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import score_all
 from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
-from mmrec_mrdib.schema import Settings
-
-
-class PluginSettings(Settings):
-    backbone: str
-    """Name of the model that is wrapped."""
-    preset: str | None = None
-    """Name of a set of values, properties/plugin/<Plugin>-<preset>.yaml, that replaces the defaults."""
-    training: Literal["staged", "joint"]
-    """staged: the backbone is trained first, as it is without the plug-in, and stays as it was; joint: both at once."""
+from mmrec_mrdib.plugins.settings import PluginSettings as PluginSettings
 
 
 class Plugin(MultimodalRecommender):

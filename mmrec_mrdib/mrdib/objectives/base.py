@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from mmrec_mrdib.encoded import Batch, Encoded
 from mmrec_mrdib.graphs import gather_rows
-from mmrec_mrdib.models.base import Batch, Encoded
 
 
 class Objective(nn.Module, ABC):
