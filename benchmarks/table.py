@@ -3,7 +3,7 @@
 A cell is one call of the command line for all seeds, with --resume: started again, the same command only does what is missing.
 Without --data_path, Last.fm-2K is left out and its tables stay as they are. `--tables defaults` is another table: every backbone, plain and
 untouched, on five data sets, beside popularity and ItemKNN; `--tables defaults-baby` trains one of its columns; what is not trained yet is
-a dash.
+a dash. `--tables field-lfm2k,field-baby` trains nothing: it tells what `mmrec-mrdib leaderboard --models all` left in --runs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 
 from mmrec_mrdib import registry
 from mmrec_mrdib.evaluation import Popularity, rank
+from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.paths import write_atomically
 
@@ -41,6 +42,13 @@ TABLES = {  # name -> data set, modalities, epochs at most
 DEFAULTS = {
     f"defaults-{name}": (name, "", 100) for name in ("lfm2k", "ml-100k", "baby", "citeulike-t", "instruments18")
 }
+FIELD = {"field-lfm2k": "lfm2k", "field-baby": "baby"}
+# Recall@20/NDCG@20 on Amazon Baby as reported, mostly one seed chosen on test: by MMRec (FREEDOM), FETTLE (LightGCN), PGL (VBPR, MMGCN, DualGNN,
+# MGCN, PGL), SMORE, SOIL, GUME and MENTOR themselves.
+REPORTED = {
+    "VBPR": ".0663/.0284", "MMGCN": ".0615/.0261", "DualGNN": ".0716/.0309", "LightGCN": ".0754/–", "FREEDOM": ".0992/.0424",
+    "MGCN": ".0964/.0427", "SOIL": ".1028/.0454", "GUME": ".1042/.0460", "MENTOR": ".1048/.0450", "PGL": ".1022/.0449", "SMORE": ".1035/.0457",
+}  # fmt: skip
 ORDER = (
     "VBPR",
     "FREEDOM",
@@ -181,6 +189,50 @@ def defaults_table(options: argparse.Namespace) -> list[str]:
     return lines + [f"| {m} | {' | '.join(cell(m, t) for t in columns)} |" for m in ("Popularity", "ItemKNN", *ORDER)]
 
 
+def field_table(options: argparse.Namespace, dataset: str) -> list[str]:
+    """Lines of a table of all models, plain and +MRdIB, from the newest run folders of seed 1."""
+
+    def newest(name: str) -> dict[str, Any] | None:
+        # A name may be the beginning of another's; what is behind it is data set, seed and hash.
+        files = sorted(options.runs.glob(f"{name}-{dataset}-1-????????/result.json"), key=os.path.getmtime)
+        return record.load_result(files[-1].parent) if files else None
+
+    def values(outcome: dict[str, Any] | None) -> str:
+        if outcome is None:
+            return "–"
+        # Pop itself differs from this floor in the order of ties.
+        below = outcome["model"] != "Pop" and outcome["valid"]["recall@20"] < outcome["popularity"]["recall@20"]
+        return f"{outcome['test']['recall@20']:.4f}, {outcome['test']['ndcg@20']:.4f}{' (!)' if below else ''}"
+
+    head = [
+        "",
+        "Recall@20, NDCG@20",
+        "+MRdIB",
+        "gain",
+        "epochs (best)",
+        "s/epoch",
+        "peak MB",
+        "+MRdIB: epochs, s/epoch",
+    ]
+    head += ["reported on Amazon Baby"] * (dataset == "baby")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for model in ("Pop", *registry.BASELINES, *registry.MODELS):
+        plain, variant = newest(model), newest(f"{model}+MRdIB")
+        row = [model, values(plain), values(variant)]
+        gain = plain and variant and variant["test"]["recall@20"] / plain["test"]["recall@20"] - 1
+        row.append("–" if gain is None else f"{100 * gain:+.1f} %")
+        one_pass = plain is not None and len(plain["epochs"]) == 1
+        if plain is None or one_pass:
+            row += ["one pass" if one_pass else "–", "–" if plain is None else f"{plain['seconds_per_epoch']:.1f}"]
+        else:
+            row += [f"{len(plain['epochs'])} ({plain['best_epoch']})", f"{plain['seconds_per_epoch']:.1f}"]
+        row.append("–" if plain is None else f"{plain['peak_memory_mb']:.0f}")
+        row.append("–" if variant is None else f"{len(variant['epochs'])}, {variant['seconds_per_epoch']:.1f}")
+        row += [REPORTED.get(model, "–")] * (dataset == "baby")
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     """The results in a file that `train --output` wrote: of one run it is that run's result, not a list."""
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -206,6 +258,8 @@ def write(options: argparse.Namespace) -> None:
     head = ["", *names, "valid Recall@20", "best epoch", "s/epoch", "peak MB"]
     if {"defaults", *DEFAULTS} & set(options.tables):
         page = put(page, "defaults", defaults_table(options))
+    for table in FIELD.keys() & set(options.tables):
+        page = put(page, table, field_table(options, FIELD[table]))
     for table in (t for t in options.tables if t in TABLES):
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for cell in cells(options):
@@ -227,7 +281,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", help="the folder that holds lfm2k/ and the other data sets")
     parser.add_argument(
-        "--tables", type=lambda text: text.split(","), help=f"of {', '.join(TABLES)}, defaults; default: all"
+        "--tables",
+        type=lambda text: text.split(","),
+        help=f"of {', '.join(TABLES)}, defaults, {', '.join(FIELD)}; default: all but the last",
     )
     parser.add_argument("--models", type=lambda text: text.split(","), help="default: all")
     parser.add_argument("--seeds", help="default: 1,2,3; of the table of defaults: 1")

@@ -80,6 +80,12 @@ class Batch:
             return torch.unique(self.positive if self.negative is None else torch.cat([self.positive, self.negative]))
         return self.present.nonzero().flatten()
 
+    def distinct_rows(self, enc: Encoded) -> Tensor | None:
+        """(R,) where the distinct items are among the encoded ones; None: they are what is encoded."""
+        if enc.items is None:
+            return self.items
+        return None if len(enc.items) == len(self.items) else torch.searchsorted(enc.items, self.items)
+
     @cached_property
     def distinct_users(self) -> Tensor:
         """(Q,) the distinct users of the batch, sorted."""

@@ -19,7 +19,7 @@ from mmrec_mrdib.hosts.attach import attached
 from mmrec_mrdib.losses import bpr
 from mmrec_mrdib.testing.contract import build
 
-U, I = 12, 10
+U, I = 12, 10  # noqa: E741
 WIDTHS = {"image": 6, "text": 5}
 OFF = {"rate_weight": 0, "redundant_weight": 0, "unique_weight": 0, "synergy_weight": 0}
 STILL = {"init_log_var": -200, "min_log_var": -200}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +97,34 @@ def test_table_of_defaults(tmp_path):
         "| VBPR | 0.4000, 0.2000 (!) |",
         "| FREEDOM | – |",
     ]
+
+
+def test_table_of_the_field(tmp_path):
+    """The newest run of a model counts, and a longer name that begins alike is another model's."""
+
+    def write(name, valid, test, epochs=3, seconds=2.0):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = {
+            "version": 1, "state": "complete", "model": name.split("-")[0], "dataset": "baby", "seed": 1, "best_epoch": 2, "config": {},
+            "epochs": [{}] * epochs, "valid": {"recall@20": valid}, "test": {"recall@20": test, "ndcg@20": test / 2},
+            "popularity": {"recall@20": 0.05}, "seconds_per_epoch": seconds, "peak_memory_mb": 512.3,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+
+    write("VBPR-baby-1-00000001", 0.2, 0.3)
+    os.utime(tmp_path / "VBPR-baby-1-00000001" / "result.json", (1, 1))
+    write("VBPR-baby-1-00000002", 0.2, 0.1)
+    write("VBPR+MRdIB-baby-1-00000003", 0.2, 0.12, epochs=4)
+    write("VBPR+MRdIB-shuffled-baby-1-00000004", 0.2, 0.9)
+    write("Pop-baby-1-00000005", 0.04, 0.04, epochs=1, seconds=0.0)
+    write("BPR-baby-1-00000006", 0.04, 0.04)
+    lines = table.field_table(argparse.Namespace(runs=tmp_path), "baby")
+    assert len(lines) == 3 + len(registry.BASELINES) + len(registry.MODELS)
+    assert "| VBPR | 0.1000, 0.0500 | 0.1200, 0.0600 | +20.0 % | 3 (2) | 2.0 | 512 | 4, 2.0 | .0663/.0284 |" in lines
+    assert "| Pop | 0.0400, 0.0200 | – | – | one pass | 0.0 | 512 | – | – |" in lines
+    assert "| BPR | 0.0400, 0.0200 (!) | – | – | 3 (2) | 2.0 | 512 | – | – |" in lines
+    assert "| SOIL | – | – | – | – | – | – | – | .1028/.0454 |" in lines
 
 
 def test_the_null_experiment_sees_what_users_alone_would_have_called_significant():

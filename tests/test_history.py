@@ -103,59 +103,71 @@ def test_no_gradient_reaches_the_left_out_item():
 
 
 def batch_of(m, n_pairs=6, n_items=5, seed=0):
+    """Pairs of items 0, 1, ... of a batch, all of which are candidates; modality k is k + 2 wide."""
     generator = torch.Generator().manual_seed(seed)
+    widths = [k + 2 for k in range(m)]
 
     def rows(n):
-        return F.normalize(torch.randn(n, 3, generator=generator, dtype=torch.float64)).requires_grad_()
+        return torch.randn(n, sum(widths), generator=generator, dtype=torch.float64).requires_grad_()
 
-    users, items = [rows(n_pairs) for _ in range(m)], [rows(n_items) for _ in range(m)]
+    users, items = rows(n_pairs), rows(n_items)
     own = torch.tensor([0, 1, 2, 3, 4, 1])
-    blocked = (torch.tensor([0, 0, 3]), torch.tensor([2, 4, 0]))
+    others = [{2, 4}, set(), set(), {0}, set(), set()]  # the users' other items
     weights = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25, 1.0], dtype=torch.float64)
-    return users, items, own, blocked, weights
+    return widths, users, items, own, others, weights
 
 
-def plain_contrast(users, items, own, blocked, weights, t):
+def plain_contrast(widths, users, items, own, others, weights, t, candidates):
     """The formula, pair by pair, left to autograd."""
-    logits = [p @ z.T / t for p, z in zip(users, items, strict=True)]
+    logits = [p @ z.T / t for p, z in zip(users.split(widths, 1), items.split(widths, 1), strict=True)]
     losses = []
     for x in (*logits, torch.stack(logits).sum(0)):
         total = 0
         for b in range(len(own)):
-            out = set(blocked[1][blocked[0] == b].tolist())
-            candidates = torch.tensor([k for k in range(x.shape[1]) if k not in out])
-            total = total + weights[b] * (torch.logsumexp(x[b, candidates], 0) - x[b, own[b]])
+            i = own[b].item()
+            rest = [i, *(k for k in candidates if k != i and k not in others[b])]
+            total = total + weights[b] * (torch.logsumexp(x[b, rest], 0) - x[b, i])
         losses.append(total / weights.sum())
     return torch.stack(losses)
 
 
+@pytest.mark.parametrize("candidates", [[0, 1, 2, 3, 4], [3, 1]])
 @pytest.mark.parametrize("m", [1, 2, 3])
 @pytest.mark.parametrize("t", [0.15, 1.0])
-def test_contrast_is_the_formula_and_so_is_its_gradient(m, t):
-    users, items, own, blocked, weights = batch_of(m)
-    unique, together = contrast(users, items, own, blocked, weights, t)
-    truth = plain_contrast(users, items, own, blocked, weights, t)
+def test_contrast_is_the_formula_and_so_is_its_gradient(m, t, candidates):
+    widths, users, items, own, others, weights = batch_of(m)
+    blocked = torch.tensor([[k == i or k in o for k in candidates] for i, o in zip(own.tolist(), others, strict=True)])
+    sides = users, items[own], items[candidates]
+    unique, together = contrast(*sides, blocked, weights, t, widths)
+    truth = plain_contrast(widths, users, items, own, others, weights, t, candidates)
     torch.testing.assert_close(torch.cat([unique, together[None]]), truth)
     if m == 1:
         torch.testing.assert_close(unique[0], together)
     scale = torch.arange(1.0, m + 2, dtype=torch.float64)  # each loss pulls by another weight
-    ours = torch.autograd.grad((unique * scale[:m]).sum() + together * scale[m], [*users, *items])
-    theirs = torch.autograd.grad((truth * scale).sum(), [*users, *items])
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-    assert all(g[2].abs().max() == 0 for g in ours[:m])  # a pair of weight 0
+    ours = torch.autograd.grad((unique * scale[:m]).sum() + together * scale[m], [users, items])
+    theirs = torch.autograd.grad((truth * scale).sum(), [users, items], retain_graph=True)
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0][2].abs().max() == 0  # a pair of weight 0
+    none, only = contrast(*(x.detach() for x in sides), blocked, weights, t, widths, alone=False)
+    assert none.shape == (0,)
+    torch.testing.assert_close(only, truth[-1])
+    _, only = contrast(users, items[own], items[candidates], blocked, weights, t, widths, alone=False)
+    torch.testing.assert_close(
+        torch.autograd.grad(only, [users, items]), torch.autograd.grad(truth[-1], [users, items])
+    )
 
 
 def test_contrast_by_hand():
-    """One pair, two items: ln(1 + exp((s_1 - s_0) / t))."""
-    p, z = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.8, 0.6]])
-    none = (torch.tensor([], dtype=torch.long),) * 2
-    unique, together = contrast([p, p], [z, z], torch.tensor([0]), none, torch.ones(1), 0.5)
+    """One pair, one other item: ln(1 + exp((s_1 - s_0) / t))."""
+    p, i, j = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]]), torch.tensor([[0.8, 0.6]])
+    free, one = torch.zeros(1, 1, dtype=torch.bool), torch.ones(1)
+    twice = [torch.cat([x, x], 1) for x in (p, i, j)]
+    unique, together = contrast(*twice, free, one, 0.5, [2, 2])
     assert unique.tolist() == pytest.approx([math.log1p(math.exp(0.2 / 0.5))] * 2)
     assert together.item() == pytest.approx(math.log1p(math.exp(0.4 / 0.5)))
-    blocked = (torch.tensor([0]), torch.tensor([1]))  # nothing left but the item itself
-    assert contrast([p], [z], torch.tensor([0]), blocked, torch.ones(1), 0.5)[1].item() == 0
-    nobody = contrast([p], [z], torch.tensor([0]), none, torch.zeros(1), 0.5)
+    assert contrast(p, i, j, ~free, one, 0.5, [2])[1].item() == 0  # nothing left but the item itself
+    assert contrast(p, i, j[:0], free[:, :0], one, 0.5, [2])[1].item() == 0
+    nobody = contrast(p, i, j, free, torch.zeros(1), 0.5, [2])
     assert nobody[1].item() == 0 and nobody[0].isfinite().all()
 
 
@@ -182,10 +194,34 @@ def step_of(model, pairs, negative=None):
 def test_the_other_items_of_a_user_are_no_negatives(tmp_path):
     model = plugged(tmp_path)
     batch = Batch(torch.tensor([1, 2, 1]), torch.tensor([5, 2, 3]), torch.tensor([6, 6, 6]), 7)
-    rows, own, (pair, place) = model._candidates(batch)
-    assert rows.tolist() == [2, 3, 5] and own.tolist() == [2, 0, 1]
-    # user 1 has 1, 3 and 5, of which 3 and 5 are in the batch; user 2 has 2 and 3
-    assert set(zip(pair.tolist(), rows[place].tolist(), strict=True)) == {(0, 3), (1, 3), (2, 5)}
+    items, blocked = model._candidates(batch)
+    assert items.tolist() == [2, 3, 5]
+    # user 1 has 1, 3 and 5, user 2 has 2 and 3
+    assert blocked.tolist() == [[False, True, True], [True, True, False], [False, True, True]]
+    model = plugged(tmp_path / "b", contrast_candidates=2)
+    seen = set()
+    for _ in range(20):
+        items, blocked = model._candidates(batch)
+        seen.add(frozenset(items.tolist()))
+        truth = [[i in ITEMS[u] for i in items.tolist()] for u in (1, 2, 1)]
+        assert blocked.tolist() == truth
+    assert seen == {frozenset(x) for x in ((2, 3), (2, 5), (3, 5))}
+
+
+def test_a_step_reads_the_batch_and_its_histories(tmp_path):
+    """Encoding no more than these gives the same losses and gradients as encoding the whole catalogue."""
+    model = plugged(tmp_path, rate_weight=0.1, redundant_weight=0.1, mi_estimator="gaussian")
+    pairs, negative = [(3, 4), (2, 2), (2, 3)], [4, 2, 4]
+    batch = Batch(torch.tensor([3, 2, 2]), torch.tensor([4, 2, 3]), torch.tensor(negative), 7)
+    assert model.items_to_read(batch).tolist() == [2, 3, 4]
+    weights = [e.weight for e in model.own_encoders.values()]
+    some = step_of(model, pairs, negative)
+    model.items_to_read = lambda batch: None
+    whole = step_of(model, pairs, negative)
+    assert some.parts.keys() == whole.parts.keys() == {"rate", "redundant", "unique", "synergistic"}
+    for name, part in some.parts.items():
+        torch.testing.assert_close(part, whole.parts[name])
+    torch.testing.assert_close(torch.autograd.grad(some.total, weights), torch.autograd.grad(whole.total, weights))
 
 
 def reference(model, pairs, cap, t, bpr=None):

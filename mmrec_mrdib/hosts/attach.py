@@ -25,7 +25,7 @@ from mmrec_mrdib.data import corrupt
 from mmrec_mrdib.encoded import Batch, Encoded
 from mmrec_mrdib.errors import ConfigError, ContractError, DataError, did_you_mean, listed
 from mmrec_mrdib.evaluation import PER_USER, RankingSplit, rank_ladder, score_all
-from mmrec_mrdib.graphs import Edges
+from mmrec_mrdib.graphs import Edges, gather_rows
 from mmrec_mrdib.hosts.given import (
     UserView,
     feature_tables,
@@ -546,7 +546,6 @@ class Attached(Terms, Readout):
         return total
 
     def _loss(self, users: Any, positives: Any, negatives: Any, host_loss: Any, margins: Tensor | None) -> Tensor:
-        enc = self._encoded()
         device = self.weight.device
         u, i = (
             ids_of(name, x, n, device)
@@ -562,6 +561,7 @@ class Attached(Terms, Readout):
         if j is None and (by_views or s.unique_loss == "bpr"):
             j = self._draw_negatives(u)
         batch = Batch(u, i, j, self.n_items)
+        enc = self._encoded(batch)
         views = self._views(enc) if s.user_view == "backbone" else None
         parts: dict[str, Tensor] = {}
         if host_loss is not None:
@@ -582,9 +582,12 @@ class Attached(Terms, Readout):
         self.parts = {name: value.detach() for name, value in parts.items()}
         return torch.stack(list(parts.values())).sum() if parts else torch.zeros((), device=device)
 
-    def _encoded(self) -> Encoded:
+    def _encoded(self, batch: Batch) -> Encoded:
         if self.own_encoders is not None:
-            return self.stage(self.own_encoders, self.content_features(), None)
+            features, items = self.content_features(), self.items_to_read(batch)
+            if items is not None:
+                features = {m: gather_rows(x, items) for m, x in features.items()}
+            return self.stage(self.own_encoders, features, items)
         missing = [
             f"'{path}' ({', '.join(names)})" for path, (_, names) in self._at.items() if names[0] not in self._pending
         ]

@@ -8,6 +8,7 @@ space of z^m whatever the host does with z^m. Leave-one-out, (-i), keeps an item
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,10 +48,14 @@ class Histories(nn.Module):
         start = torch.repeat_interleave(self.indptr[users] - F.pad(lengths.cumsum(0), (1, 0))[:-1], lengths)
         return rows, self.items[start + torch.arange(len(rows), device=users.device)]
 
-    def sums(self, table: Tensor, users: Tensor) -> Tensor:
-        """(Q, d) sum of the rows of an (I, d) table over each user's items; linear in the histories of these users."""
+    def sums(self, table: Tensor, users: Tensor, place: Tensor | None = None) -> Tensor:
+        """(Q, d) sum of the rows of an (R, d) table over each user's items; linear in the histories of these users.
+
+        Args:
+            place: (I,) where an item's row of the table is; none: row = id.
+        """
         rows, items = self.entries(users)
-        out: Tensor = _Sums.apply(table.float(), rows, items, self.lengths(users))
+        out: Tensor = _Sums.apply(table.float(), rows, items if place is None else place[items], self.lengths(users))
         return out
 
 
@@ -84,14 +89,25 @@ def profiles(histories: Histories, unit: Tensor, users: Tensor) -> Tensor:
     return F.normalize(histories.sums(unit, users))
 
 
-def leave_one_out(histories: Histories, unit: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """(B, d) p_u(-i) of the pairs: the gradient of row i through it is exactly 0. A user whose only item is i has no view: 0.
+def leave_one_out(
+    histories: Histories,
+    unit: Tensor,
+    users: Tensor,
+    items: Tensor,
+    rows: Tensor | None = None,
+    widths: Sequence[int] = (),
+) -> Tensor:
+    """(B, D) p_u(-i) of the pairs: the gradient of row i through it is exactly 0. A user whose only item is i has no view: 0.
 
     Args:
-        unit: (I, d) zhat.
+        unit: (R, D) zhat, of one modality or of several side by side.
         users, items: (B,) pairs out of the training interactions.
+        rows: (I,) where an item's row of `unit` is; none: row = id.
+        widths: of the modalities, each of which is brought to length 1; none: there is one.
     """
     distinct, place = torch.unique(users, return_inverse=True)
-    rest = gather_rows(histories.sums(unit, distinct), place) - gather_rows(unit, items)
+    mine = items if rows is None else rows[items]
+    rest = gather_rows(histories.sums(unit, distinct, rows), place) - gather_rows(unit, mine)
     alone = (histories.lengths(users) < 2)[:, None]  # what rounding leaves is no view
-    return F.normalize(rest.masked_fill(alone, 0.0))
+    rest = rest.masked_fill(alone, 0.0)
+    return torch.cat([F.normalize(x) for x in rest.split(list(widths) or rest.shape[1], 1)], 1)

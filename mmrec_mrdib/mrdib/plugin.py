@@ -124,7 +124,7 @@ class MRdIB(Channel, Terms):
             enc, emb = self._host_pass(batch, whole=self.own_encoders is None and history)
             parts = dict(self.backbone.loss_parts(enc, emb, batch))
         if self.own_encoders is not None:
-            enc = self.encode_items()
+            enc = self.encode_items(self.items_to_read(batch) if history else None)
         assert enc is not None
 
         def fused() -> Tensor:

@@ -14,7 +14,6 @@ from mmrec_mrdib import registry
 from mmrec_mrdib.encoded import Batch, Encoded
 from mmrec_mrdib.errors import ContractError
 from mmrec_mrdib.graphs import gather_rows
-from mmrec_mrdib.losses import margin
 from mmrec_mrdib.mrdib.encoder import Gaussian
 from mmrec_mrdib.mrdib.history import Histories, leave_one_out
 from mmrec_mrdib.mrdib.objectives.contrast import contrast
@@ -106,16 +105,26 @@ class Terms(nn.Module):
         if self.auto is not None:
             self.auto.begin_epoch()
 
+    def items_to_read(self, batch: Batch) -> Tensor | None:
+        """(R,) sorted ids of what a step reads: the batch's items and its users' histories; None where that is nearly all there is."""
+        _, theirs = self.histories.entries(torch.unique(batch.users))
+        read = batch.present.clone()
+        read[theirs] = True
+        items = read.nonzero().flatten()
+        return None if 4 * len(items) > 3 * batch.n_items else items
+
     def _rate_and_redundancy(
         self, enc: Encoded, batch: Batch, weights: Mapping[str, Any], parts: dict[str, Tensor], logs: dict[str, Tensor]
     ) -> None:
-        # Everything is over the distinct items of the batch; where only these are encoded, it is over all there is.
-        whole = enc.items is None
+        # Everything is over the distinct items of the batch.
+        rows = batch.distinct_rows(enc)
         if "rate" in weights:
             if enc.rate is None:
                 raise ContractError("the encoding stage gave no variance; is the model in evaluation mode?")
-            present = batch.present if whole else None
-            rates = {m: rate(kl, present) for m, kl in enc.rate.items()}
+            if enc.items is None:
+                rates = {m: rate(kl, batch.present) for m, kl in enc.rate.items()}
+            else:
+                rates = {m: rate(kl if rows is None else kl[rows]) for m, kl in enc.rate.items()}
             total = torch.stack(list(rates.values())).sum()
             if self.settings.rate_reduce == "mean":
                 per_dim = [value / enc.z[m].shape[1] for m, value in rates.items()]
@@ -126,7 +135,7 @@ class Terms(nn.Module):
             if self.auto is not None and self.training:
                 self.auto.hold_rate(total.detach() / sum(z.shape[1] for z in enc.z.values()))
         if "redundant" in weights:
-            distinct = {m: gather_rows(z, batch.items) for m, z in enc.z.items()} if whole else enc.z
+            distinct = enc.z if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
             parts["redundant"], nats = self.redundancy(distinct, weights["redundant"])
             logs |= {f"mi/{pair}": value for pair, value in nats.items()}
 
@@ -163,37 +172,47 @@ class Terms(nn.Module):
         lengths = self.histories.lengths(batch.users)
         # The pairs of very active users are as many as those of all the others: they count as `history_cap` pairs.
         counts = (settings.history_cap / lengths.clamp_min(1)).clamp(max=1.0) * (lengths > 1)
-        unit = {m: F.normalize(z) for m, z in enc.z.items()}
-        views = {m: leave_one_out(self.histories, z, batch.users, batch.positive) for m, z in unit.items()}
+        widths = [z.shape[1] for z in enc.z.values()]
+        unit = torch.cat([F.normalize(z) for z in enc.z.values()], 1)
+        place: Tensor | None = None
+        if enc.items is not None:
+            place = torch.zeros(batch.n_items, dtype=torch.long, device=unit.device)
+            place[enc.items] = torch.arange(len(enc.items), device=unit.device)
+        views = leave_one_out(self.histories, unit, batch.users, batch.positive, place, widths)
+
+        def rows(items: Tensor) -> Tensor:
+            return gather_rows(unit, items if place is None else place[items])
+
+        t = settings.contrast_temperature
         if settings.unique_loss == "softmax":
-            rows, own, blocked = self._candidates(batch)
-            items = [gather_rows(z, rows) for z in unit.values()]
+            candidates, blocked = self._candidates(batch)
             uniques, together = contrast(
-                list(views.values()), items, own, blocked, counts, settings.contrast_temperature
+                views, rows(batch.positive), rows(candidates), blocked, counts, t, widths, "unique" in weights
             )
         else:
             assert batch.negative is not None
-            margins = [
-                margin(p, gather_rows(unit[m], batch.positive), gather_rows(unit[m], batch.negative))
-                for m, p in views.items()
-            ]
+            products = views * (rows(batch.positive) - rows(batch.negative))
+            margins = [x.sum(1) for x in products.split(widths, 1)]
             share = counts * (len(counts) / counts.sum().clamp_min(1e-12))
-            t = settings.contrast_temperature
             uniques = torch.stack([unique(values / t, share) for values in margins])
             together = unique(torch.stack(margins).sum(0) / t, share)
         if "unique" in weights:
             parts["unique"] = weights["unique"] * uniques.sum()
+            logs |= {f"unique/{m}": value for m, value in zip(enc.z, uniques.detach().unbind(), strict=True)}
         if alpha_4:
             parts["synergistic"] = alpha_4 * together
-        logs |= {f"unique/{m}": value for m, value in zip(unit, uniques.detach().unbind(), strict=True)}
 
-    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The distinct positive items of the batch (R,), the row of each pair's own (B,), and the (pair, row) places of the other items of
-        the pair's user among them, which are no negatives."""
-        rows, own = torch.unique(batch.positive, return_inverse=True)
-        place = torch.full((batch.n_items,), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        pairs, items = self.histories.entries(batch.users)
-        at = place[items]
-        other = (at >= 0) & (items != batch.positive[pairs])
-        return rows, own, (pairs[other], at[other])
+    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Some of the distinct positive items of the batch (C,), drawn anew, and (B, C) bool, which of them each pair's user has: these, the
+        pair's own among them, are no negatives."""
+        items = torch.unique(batch.positive)
+        if 0 < self.settings.contrast_candidates < len(items):
+            items = items[torch.randperm(len(items), device=items.device)[: self.settings.contrast_candidates]]
+        column = torch.full((batch.n_items,), -1, device=items.device)
+        column[items] = torch.arange(len(items), device=items.device)
+        users, place = torch.unique(batch.users, return_inverse=True)
+        of, theirs = self.histories.entries(users)
+        at = column[theirs]
+        has = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
+        has[of[at >= 0], at[at >= 0]] = True
+        return items, gather_rows(has, place)

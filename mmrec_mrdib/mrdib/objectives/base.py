@@ -35,6 +35,5 @@ class Objective(nn.Module, ABC):
     @staticmethod
     def distinct(enc: Encoded, batch: Batch) -> dict[str, Tensor]:
         """Modality -> (R, d_m) representations of the distinct items of the batch, row-aligned."""
-        if enc.items is not None:
-            return dict(enc.z)
-        return {m: gather_rows(z, batch.items) for m, z in enc.z.items()}
+        rows = batch.distinct_rows(enc)
+        return dict(enc.z) if rows is None else {m: gather_rows(z, rows) for m, z in enc.z.items()}
