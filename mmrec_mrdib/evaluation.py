@@ -5,6 +5,7 @@ RecBole's metric classes still compute every ranking metric that is not one of t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,10 +114,13 @@ class Ranking:
 
 def score_all(model: Any, users: Tensor, user_field: str, n_items: int) -> Tensor:
     """(B, I) scores of users (B,), on their device; of models that score pairs only (RecBole's NeuMF, ...) pair by pair, in blocks."""
-    from recbole.data.interaction import Interaction  # models that know nothing of RecBole are ranked without it
-    from recbole.model.abstract_recommender import AbstractRecommender
+    recboles = sys.modules.get("recbole.model.abstract_recommender")  # not loaded: the model is none of RecBole's
+    if recboles is None:
+        scores = model.full_sort_predict({user_field: users})
+        return scores.to(users.device).view(len(users), n_items)
+    from recbole.data.interaction import Interaction
 
-    if getattr(type(model), "full_sort_predict", None) is not AbstractRecommender.full_sort_predict:
+    if getattr(type(model), "full_sort_predict", None) is not recboles.AbstractRecommender.full_sort_predict:
         scores = model.full_sort_predict(Interaction({user_field: users}))
     else:
         pairs = torch.cartesian_prod(users, torch.arange(n_items, device=users.device))

@@ -102,10 +102,9 @@ def main(arguments: Sequence[str]) -> int:
         options.suite, options.root, options.model, options.dataset, seeds, variants, given,
         {k: parse_value(k, v) for k, v in values.items()}, options.runs, options.data_path, options.trust, options.threads, options.quiet,
     )  # fmt: skip
-    if options.projections and not {"mrdib-paper", "mrdib-joint"} & set(task.variants):
-        raise ConfigError(
-            f"--projections: no effect on {', '.join(task.variants)}; add mrdib-paper or mrdib-joint to --variants"
-        )
+    unread = [o for o in ("projections", "user_view", "freeze") if getattr(options, o)]
+    if unread and "mrdib-paper" not in task.variants:
+        raise ConfigError(f"--{unread[0]}: no effect on {', '.join(task.variants)}; add mrdib-paper to --variants")
     results = suite.run(task)
     from mmrec_mrdib.cli.train import _show
 

@@ -301,7 +301,9 @@ class Attached(Terms, Readout):
                     )
                 if found["call"]:
                     self._captures.add(found["path"])
-                if resolve(self.model, found["path"]) is None:
+                first = found["path"].partition(".")[0]
+                late = first == found["path"] and not found["call"]  # tables that a host makes in its first pass
+                if not late and resolve(self.model, found["path"]) is None:
                     raise ContractError(
                         f"user_view: {type(self.model).__name__} has no '{found['path']}' ({m}).{did_you_mean(found['path'], names_of(self.model))}"
                     )
@@ -562,7 +564,7 @@ class Attached(Terms, Readout):
             j = self._draw_negatives(u)
         batch = Batch(u, i, j, self.n_items)
         enc = self._encoded(batch)
-        views = self._views(enc) if s.user_view == "backbone" else None
+        views = None if s.user_view == "history" else self._views(enc) if by_views else {}
         parts: dict[str, Tensor] = {}
         if host_loss is not None:
             host_loss = sum(host_loss) if isinstance(host_loss, tuple | list) else host_loss
@@ -615,7 +617,7 @@ class Attached(Terms, Readout):
                 if table.dim() == 2 and len(table) == self.n_users + self.n_items:
                     table = table[: self.n_users]  # a table of nodes
             if not isinstance(table, Tensor) or table.shape != (self.n_users, z.shape[1]):
-                found = f"a tensor {tuple(table.shape)}" if isinstance(table, Tensor) else f"{table!r:.40}"
+                found = f"a tensor {tuple(table.shape)}" if isinstance(table, Tensor) else f"{table!s:.40}"
                 raise ContractError(
                     f"user_view: {m}: {found}; expected {(self.n_users, z.shape[1])}, as wide as the projection"
                 )

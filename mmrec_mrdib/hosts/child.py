@@ -42,7 +42,7 @@ _LR = 1e-3  # of the plug-in's own parameters, where the host's rate is not know
 def main(arguments: list[str]) -> int:
     task = Task(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
     told = Path(arguments[1])
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("mmrec_mrdib").setLevel(logging.WARNING if task.quiet else logging.INFO)
     torch.set_num_threads(task.threads)
     outcome: dict[str, Any]
@@ -475,10 +475,8 @@ class Suite:
             place[ids[order]] = np.arange(len(ids))
             places.append(place)
         for users, items in self.pairs:
-            keys = np.sort(
-                places[0][users.cpu().numpy()] * (len(np.unique(self.whole[self.config["ITEM_ID_FIELD"]])) + 1)
-                + places[1][items.cpu().numpy()]
-            )
+            keys = places[0][users.cpu().numpy()] * (len(tokens) + 1) + places[1][items.cpu().numpy()]
+            keys = np.unique(keys)  # a pair that stands there twice is one
             digest.update(str(len(keys)).encode() + keys.tobytes())
         return digest.hexdigest()
 

@@ -19,7 +19,13 @@ HOME = Path(__file__).parent / "minisuite"
 def write_suite(folder: Path, users: int = 40, items: int = 30) -> Path:
     """Write the suite and its data set `mini` into a folder; returns the folder. `hosts.yaml` there is its table for `--suite`."""
     shutil.copytree(HOME, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    write_mmrec(folder / "data" / "mini", users, items, {"image": 12, "text": 8})
+    data = folder / "data" / "mini"
+    write_mmrec(data, users, items, {"image": 12, "text": 8})
+    file = data / "mini.inter"
+    rows: dict[str, str] = {}  # each pair once: such suites take it as it is
+    for line in file.read_text().splitlines():
+        rows.setdefault(line.rpartition("\t")[0].rpartition("\t")[0], line)
+    file.write_text("\n".join(rows.values()) + "\n")
     return folder
 
 
