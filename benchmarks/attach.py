@@ -1,12 +1,16 @@
 """What the readout brings to hosts that know nothing of it: BPR and LightGCN in plain PyTorch, with `mrdib.attach` beside them.
 
-    python benchmarks/attach.py DATA_PATH/citeulike-t --seeds 1,2,3
+    python -m benchmarks.attach DATA_PATH/citeulike-t --seeds 1,2,3
 
 Each host is trained with early stopping on validation Recall@20; then encoders of the plug-in's own, raw features, and encoders on shuffled
 features get the same readout, with the weight that is best on validation. Test is read once, by our evaluator.
 """
 
 from __future__ import annotations
+
+from mmrec_mrdib import process
+
+process.settle()  # as the command line does
 
 import argparse
 import statistics

@@ -601,3 +601,77 @@ def test_automatic_weights_need_the_hosts_loss():
         plug.loss(*BATCH)
     loss = host.calculate_loss(*(x.clone() for x in BATCH))
     assert plug.loss(*BATCH, host_loss=(loss, loss * 0)).isfinite() and "alpha/unique" in plug.logs
+
+
+# RecBole's own models, in a script of a user's.
+
+
+def test_recboles_own_models_and_trainer(tmp_path):
+    """A user's RecBole script: her model, RecBole's Config, data set, loaders and Trainer, and three lines of ours."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.model.general_recommender import BPR, NeuMF
+    from recbole.trainer import Trainer
+
+    from mmrec_mrdib import compat
+
+    compat.activate()
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    rows = [f"u{u}\ti{(u * 3 + k * k) % 20}" for u in range(15) for k in range(8)]
+    (folder / "tiny.inter").write_text("user_id:token\titem_id:token\n" + "\n".join(dict.fromkeys(rows)) + "\n")
+    values = {"data_path": str(tmp_path), "epochs": 2, "train_batch_size": 64, "checkpoint_dir": str(tmp_path / "saved"), "use_gpu": False,
+              "show_progress": False, "topk": [5], "valid_metric": "NDCG@5", "metrics": ["NDCG"], "state": "ERROR"}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "argv", ["script"])
+        config = Config(model=BPR, dataset="tiny", config_dict=values)
+        dataset = create_dataset(config)
+        train, valid, _ = data_preparation(config, dataset)
+
+        class Mine(BPR):
+            def __init__(self, config, dataset):
+                super().__init__(config, dataset)
+                self.register_buffer("pictures", torch.randn(self.n_items, 6), persistent=False)
+                self.picture_trs = nn.Linear(6, self.embedding_size)
+
+            def get_item_embedding(self, item):
+                return super().get_item_embedding(item) + self.picture_trs(self.pictures)[item]
+
+            def full_sort_predict(self, interaction):
+                user = self.get_user_embedding(interaction[self.USER_ID])
+                return (user @ (self.item_embedding.weight + self.picture_trs(self.pictures)).T).view(-1)
+
+        torch.manual_seed(1)
+        model = Mine(config, train.dataset)
+        feat = train.dataset.inter_feat
+        plug = mrdib.attach(model, {"picture": "picture_trs"}, (feat["user_id"], feat["item_id"]), seed=1)
+        stock = model.calculate_loss
+        model.calculate_loss = lambda batch: (
+            stock(batch) + plug.loss(batch["user_id"], batch["item_id"], batch["neg_item_id"])
+        )
+        trainer = Trainer(config, model)
+        trainer.optimizer.add_param_group({"params": list(plug.parameters())})
+        trainer.fit(train, valid, saved=False, show_progress=False, verbose=False)
+        assert all(p.grad is not None for p in plug.parameters() if p.requires_grad and p.ndim)
+        base = trainer.evaluate(valid, load_best_model=False)
+        held = valid.dataset.inter_feat
+        assert plug.select(held["user_id"], held["item_id"], "ndcg@5")["ndcg@5"] >= base["ndcg@5"] - 1e-3
+        plug.choose(9, 100.0)  # the content alone, in effect
+        by_content = trainer.evaluate(valid, load_best_model=False)
+        assert by_content != base
+        users = torch.arange(1, model.n_users)
+        scores = model.full_sort_predict({"user_id": users}).view(len(users), -1)
+        expected = F.normalize(plug.histories.sums(plug.catalogue()[1], users)) @ plug.catalogue()[1].T
+        assert (scores.argmax(1) == (expected * plug.weight + plug.host_scores(users)).argmax(1)).all()
+        plug.remove()
+        pairs = NeuMF(Config(model=NeuMF, dataset="tiny", config_dict=values), train.dataset)
+        beside = mrdib.attach(
+            pairs, train=(feat["user_id"], feat["item_id"]), features={"x": torch.randn(model.n_items, 6)}, raw=True
+        )
+        pairs.eval()
+        assert beside.host_scores(users).shape == (len(users), model.n_items)  # a model that scores pairs
+        beside.choose(9, 1.0)
+        from recbole.data.interaction import Interaction
+
+        assert pairs.full_sort_predict(Interaction({"user_id": users})).shape == (len(users), model.n_items)

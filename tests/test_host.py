@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from mmrec_mrdib.experiment.run import make_config, prepare
 from mmrec_mrdib.hosts import child, suite
 from mmrec_mrdib.significance import paired_bootstrap
 from mmrec_mrdib.testing.suite import pickled_graph, write_suite
+from tests.conftest import ROOT
 
 SHORT = ("--dataset", "mini", "--epochs=3", "--learning_rate=0.01")
 
@@ -219,7 +222,7 @@ def test_mistakes_are_told_before_anything_runs(checkout, tmp_path, change, matc
     arguments = [a for pair in given.items() for a in pair] + more
     assert cli.main(["host", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and pytest.importorskip("re").search(match, error), error
+    assert error.count("\n") == 1 and re.search(match, error), error
 
 
 def test_a_folder_that_is_no_suite_is_told(tmp_path):
@@ -244,7 +247,22 @@ def test_a_host_that_cannot_work_says_so_in_one_line(tmp_path, forked, capfd, fi
     (root / "src" / file).write_text(code.replace(old, new, 1))
     assert host(root, tmp_path / "runs", "--model", "MiniBM3", "--quiet") == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and pytest.importorskip("re").search(match, lines[0]), lines
+    assert len(lines) == 1 and re.search(match, lines[0]), lines
+
+
+def test_the_commands_of_the_page(tmp_path, monkeypatch, forked, capfd):
+    """docs/suites.md, as a stranger types them."""
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "suites.md").read_text(), re.DOTALL)
+    first, *commands = next(b for b in blocks if "write_suite" in b).splitlines()
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(first)[2])
+    assert len(commands) == 3
+    for command in map(shlex.split, commands):
+        assert cli.main(command[1:]) == 0, capfd.readouterr().err
+    assert {m for m, _ in results(tmp_path / "runs")} == {
+        "MiniFREEDOM", "MiniFREEDOM+MRdIB", "MiniFREEDOM+MRdIB (paper)", "MiniBM3", "MiniBM3+MRdIB", "MiniBM3+Content",
+        "MiniBM3+Content (shuffled)",
+    }  # fmt: skip
 
 
 def test_tables_name_what_models_have():
