@@ -96,15 +96,17 @@ class Scorer:
 
 
 def train(host: BPR, pairs: tuple[Tensor, Tensor], valid: RankingSplit, epochs: int, patience: int) -> None:
-    optimizer = torch.optim.Adam(host.parameters(), 1e-3)
+    """Adam, judged every third epoch."""
+    optimizer = torch.optim.Adam(host.parameters(), 5e-3)
     best, kept, vain = -1.0, {}, 0
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         host.train()
-        order = torch.randperm(len(pairs[0]))
-        for part in order.split(2048):
+        for part in torch.randperm(len(pairs[0])).split(2048):
             optimizer.zero_grad(set_to_none=True)
             host.calculate_loss(pairs[0][part], pairs[1][part], torch.randint(host.n_items, part.shape)).backward()
             optimizer.step()
+        if epoch % 3:
+            continue
         host.eval()
         host.scored = None
         with torch.no_grad():
@@ -114,6 +116,7 @@ def train(host: BPR, pairs: tuple[Tensor, Tensor], valid: RankingSplit, epochs: 
         elif (vain := vain + 1) >= patience:
             break
     host.load_state_dict(kept)
+    host.eval()
     host.scored = None
 
 
@@ -121,13 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a data set in the MMRec layout")
     parser.add_argument("--seeds", default="1")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--patience", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--patience", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs, features = split_of(options.folder)
     shape = (int(max(u.max() for u, _ in pairs)) + 1, len(next(iter(features.values()))))
-    valid, test = (RankingSplit("", *p, [pairs[0]], *shape, 1 << 20, padded=False) for p in pairs[1:])
+    valid, test = (RankingSplit("", *p, [pairs[0]], *shape, 1 << 24, padded=False) for p in pairs[1:])
     for kind in (BPR, LightGCN):
         found: dict[str, list[dict[str, float]]] = {}
         for seed in map(int, options.seeds.split(",")):

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES = ("calculate_loss", "forward")  # methods of a host in which a forward pass begins
 _VIEW = re.compile(r"(?P<path>[\w.]+?)(?P<call>\(\))?(?:\[(?P<place>\d+)\])?(?:\[(?P<part>\d+)/(?P<parts>\d+)\])?")
-_SCORES = 1 << 20  # user-item scores in memory at a time
+_SCORES = 1 << 24  # user-item scores in memory at a time
 
 
 def attach(

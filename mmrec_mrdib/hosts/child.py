@@ -34,7 +34,7 @@ from mmrec_mrdib.hosts.suite import FAILED, Task
 from mmrec_mrdib.schema import read_yaml
 
 logger = logging.getLogger("mmrec_mrdib.hosts.child")
-_SCORES = 1 << 20
+_SCORES = 1 << 24  # at a time: many hosts do all of their forward pass for each block of users
 _MODALITIES = {"vision_feature_file": "image", "text_feature_file": "text", "audio_feature_file": "audio"}
 _LR = 1e-3  # of the plug-in's own parameters, where the host's rate is not known
 
@@ -106,7 +106,9 @@ class Suite:
         repairs.apply(Path(task.code), task.trust)
         os.chdir(task.code)  # where such a suite looks for its configs and its data
         sys.path.insert(0, task.code)
-        self.config = self._theirs("utils.configurator", "Config")(task.model, task.dataset, dict(task.values))
+        self.config = self._theirs("utils.configurator", "Config")(
+            task.model, task.dataset, {"gpu_id": 0, **task.values}
+        )
         self._one_value_each()
         metrics, ks = self.config["metrics"], self.config["topk"]
         self.metrics = [m.lower() for m in metrics if m.lower() in PER_USER]
@@ -220,7 +222,7 @@ class Suite:
         diverged = self._watch(trainer, model, best, epochs)
         if plug is not None:
             _train_along(trainer, model, plug)
-        trainer.fit(self.train_data, valid_data=self.valid_data, test_data=self.test_data, saved=False, verbose=False)
+        trainer.fit(self.train_data, valid_data=self.valid_data, test_data=self.test_data, saved=False)
         if best.epoch < 0:
             raise (
                 diverged[0]
@@ -228,7 +230,10 @@ class Suite:
                 else ConfigError("no epoch was evaluated: is epochs 0, or valid_metric never computed?")
             )
         self._restore(model, best)
-        theirs = {"valid": dict(trainer.best_valid_result), "test": dict(trainer.best_test_upon_valid)}
+        theirs = {
+            split: dict(getattr(trainer, name, None) or {})
+            for split, name in (("valid", "best_valid_result"), ("test", "best_test_upon_valid"))
+        }
         return Trained(
             model, plug, epochs, best.epoch, diverged[0] if diverged else None, theirs, time.perf_counter() - started
         )

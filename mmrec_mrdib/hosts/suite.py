@@ -174,9 +174,8 @@ def run(task: Task) -> list[dict[str, Any]]:
             "PYTHONPATH": os.pathsep.join([str(paths.PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
         }
         command = [sys.executable, "-m", "mmrec_mrdib.hosts.child", str(file), str(told)]
-        done = subprocess.run(
-            command, env=environment, check=False, stdout=sys.stderr if not task.quiet else subprocess.DEVNULL
-        )
+        output = subprocess.DEVNULL if task.quiet else 2  # what the host prints is no result of ours
+        done = subprocess.run(command, env=environment, check=False, stdout=output)
         found = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
     if done.returncode or "folders" not in found:
         why = found.get("error", f"its process ended with code {done.returncode}")
