@@ -126,9 +126,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--patience", type=int, default=3)
+    parser.add_argument("--users", type=int, help="judge this many users of each split (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs, features = split_of(options.folder)
+    for n in (1, 2) if options.users else ():
+        drawn = np.random.default_rng(0).permutation(torch.unique(pairs[n][0]).numpy())[: options.users]
+        some = torch.isin(pairs[n][0], torch.from_numpy(drawn))
+        pairs[n] = pairs[n][0][some], pairs[n][1][some]
     shape = (int(max(u.max() for u, _ in pairs)) + 1, len(next(iter(features.values()))))
     valid, test = (RankingSplit("", *p, [pairs[0]], *shape, 1 << 24, padded=False) for p in pairs[1:])
     for kind in (BPR, LightGCN):

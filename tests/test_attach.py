@@ -540,6 +540,33 @@ def test_a_host_that_takes_something_else_than_ids_is_told():
     assert host.full_sort_predict([torch.ones(1)]) == 1  # the object's own method is back
 
 
+def test_the_forward_pass_itself_may_rank():
+    class Ranks(Host):
+        def forward(self, users=None):
+            u, i = super().forward()
+            return u[users] @ i.T
+
+    host = Ranks()
+    with torch.no_grad():
+        base = host.eval()(torch.arange(U))
+        plug = on(host, method="forward")
+        plug.choose(4, 1.0)
+        host.eval()(torch.arange(2))  # so that representations are known
+        beside = (
+            F.normalize(plug.histories.sums(plug.catalogue()[0]["image"], torch.arange(U)))
+            @ plug.catalogue()[0]["image"].T
+        )
+        beside += (
+            F.normalize(plug.histories.sums(plug.catalogue()[0]["text"], torch.arange(U)))
+            @ plug.catalogue()[0]["text"].T
+        )
+        torch.testing.assert_close(host(torch.arange(U)), base + 0.4 * beside)
+    host.train()(torch.arange(3))
+    assert math.isfinite(plug.loss(*BATCH).item())
+    plug.remove()
+    assert "forward" not in vars(host)
+
+
 # Whoever uses it.
 
 

@@ -51,7 +51,7 @@ def forked(monkeypatch):
             except BaseException:
                 code = 70
             os._exit(code)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while os.waitpid(pid, os.WNOHANG) == (0, 0) if time.monotonic() < deadline else os.kill(pid, 9):
             time.sleep(0.01)
         return Done(0)
@@ -106,7 +106,7 @@ def test_a_stranger_compares_from_the_command_line(checkout, tmp_path):
         "mmrec",
     ]
     command += ["--root", str(checkout), "--model", "MiniFREEDOM", "--compare", *SHORT, "--runs", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert "MiniFREEDOM+MRdIB" in done.stdout and "recall@20" in done.stdout
     for what in ("np.int", "dok_matrix._update", "import of lmdb", "import of torchvision"):

@@ -318,11 +318,12 @@ class Attached(Terms, Readout):
             module.register_forward_hook(functools.partial(self._on_call, path), with_kwargs=True)
             for path, (module, _) in self._at.items()
         ]
+        ranks = {self.method} if self.settings.readout == "late" else set()
         for name in dict.fromkeys([*_ENTRIES, *self._captures]):
-            if callable(getattr(self.model, name, None)):
+            if callable(getattr(self.model, name, None)) and name not in ranks:
                 self._replace(name, self._entered)
-        if self.settings.readout == "late":
-            self._replace(self.method, self._ranked)
+        for name in ranks:
+            self._replace(name, self._ranked)
 
     def _replace(self, path: str, by: Callable[..., Any]) -> None:
         owner, _, name = path.rpartition(".")
@@ -336,9 +337,8 @@ class Attached(Terms, Readout):
             handle.remove()
         for (owner, name), before in self._replaced.items():
             holder = resolve(self.model, owner) if owner else self.model
-            if before is None:
-                delattr(holder, name)
-            else:
+            vars(holder).pop(name, None)
+            if before is not None:
                 object.__setattr__(holder, name, before)
         self._handles, self._replaced = [], {}
         self._forget()
@@ -729,7 +729,7 @@ class Attached(Terms, Readout):
     def _ranked(self, path: str, *args: Any, **kwargs: Any) -> Any:
         """The host's full-ranking method, with the readout."""
         if not self.reads_content or self.model.training:
-            return self._stock(path)(*args, **kwargs)
+            return self._entered(path, *args, **kwargs)
         asked = next(iter([*args, *kwargs.values()]), None)
         users = self._users_in(asked).to(self.weight.device)
         try:
