@@ -45,7 +45,7 @@ demo: setup
 	@echo "next:     $(BIN)/mmrec-mrdib explain runs/VBPR+MRdIB-ml-100k-1-* --user 42"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

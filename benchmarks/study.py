@@ -10,7 +10,7 @@ corrupted   features with noise, or lost
 joint       backbone and plug-in trained together, against one after the other
 
 Every part is one or more boards (`mmrec-mrdib leaderboard`): ordinary run folders, of which none that is complete is trained again. Each writes
-OUT/PART.md and OUT/PART.json. Parameters of all runs are given as --key=value. Epoch and readout are chosen on validation, test is read once a
+OUT/PART.md and OUT/PART.json; main also a board's forms, or of boards that are given (`--boards`) its pictures. Parameters of all runs are given as --key=value. Epoch and readout are chosen on validation, test is read once a
 run, and nothing is chosen by it here.
 """
 
@@ -38,6 +38,7 @@ from mmrec_mrdib.cli.recommend import warnings_only
 from mmrec_mrdib.errors import ConfigError, MRdIBError
 from mmrec_mrdib.experiment import leaderboard, record, tables
 from mmrec_mrdib.experiment.leaderboard import Cell, Spec
+from mmrec_mrdib.experiment.ranks import mean_ranks
 from mmrec_mrdib.experiment.workers import Failure, LocalPool
 from mmrec_mrdib.paths import write_atomically
 
@@ -77,8 +78,8 @@ class Study:
     boards: tuple[Path, ...] = ()
 
     def given(self) -> Board:
-        """The boards that `mmrec-mrdib leaderboard` wrote (`--boards`) as one; each keeps the correction of its own tests. Of a row that stands
-        in several, the one of most seeds counts."""
+        """The boards that `mmrec-mrdib leaderboard` wrote (`--boards`) as one, without what they compare with rivals; each keeps the correction of
+        its own tests. Of a row that stands in several, the one of most seeds counts."""
         boards = [json.loads(path.read_text(encoding="utf-8")) for path in self.boards]
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         comparisons: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -87,22 +88,26 @@ class Study:
                 key = (row["dataset"], row["model"])
                 if len(row["seeds"]) > len(rows.get(key, {"seeds": ()})["seeds"]):
                     rows[key] = row
-                    comparisons[key] = [c for c in board["comparisons"] if (c["dataset"], c["model"]) == key]
+                    own = [c for c in board["comparisons"] if (c["dataset"], c["model"]) == key]
+                    own = [{"against": "plain", "interval": None, **c} for c in own]  # version 2 knew no rivals
+                    comparisons[key] = [c for c in own if c["against"] == "plain"]
         codes = sorted({code for board in boards for code in board["codes"]})
         most = max((board["seeds"] for board in boards), key=len)
         for row in rows.values():  # complete in a board of fewer seeds
             if row["status"] == "complete" and len(row["seeds"]) < len(most):
                 row["status"] = "incomplete"
         joined = {"rows": list(rows.values()), "comparisons": [c for found in comparisons.values() for c in found]}
-        return boards[0] | joined | {"codes": codes, "seeds": most}
+        variants = [v for v in dict.fromkeys(row["variant"] for row in rows.values()) if v != "reported"]
+        ranks = mean_ranks(rows.values(), variants, [m for m in boards[0]["metrics"] if not m.startswith(tables.NEW)])
+        return boards[0] | joined | {"codes": codes, "seeds": most, "against": ["plain"], "ranks": ranks}
 
-    def board(self, spec: Spec, reference: str = "plain") -> tuple[Board, list[Cell]]:
+    def board(self, spec: Spec) -> tuple[Board, list[Cell]]:
         """The runs of a spec, trained as far as they are missing (or only gathered), and their board."""
         spec = dataclasses.replace(spec, runs=self.runs, only_complete=not self.train)
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         told = _told if self.train else _silent
         done = leaderboard.execute(spec, LocalPool(leaderboard.WORK, self.jobs), told, threads)
-        return leaderboard.board(spec, done, self.command, reference), done
+        return leaderboard.board(spec, done, self.command), done
 
     def spec(self, part: Part, **values: Any) -> Spec:
         """A part's board; `values` are parameters of its own."""
@@ -175,11 +180,6 @@ def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
 # Tables.
 
 
-def titled(variant: str) -> str:
-    """'mrdib-unique' -> '+MRdIB (unique)'."""
-    return variant if variant == "plain" else registry.Variant("", *registry.kinds()[variant]).name
-
-
 def found(rows: Iterable[Mapping[str, Any]], **wanted: Any) -> Mapping[str, Any] | None:
     """The one row with these values, or None."""
     return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), None)
@@ -246,7 +246,7 @@ def gains(boards: Mapping[str, Board], label: str = "", reference: str = "plain"
     """
     variants = list(dict.fromkeys(row["variant"] for board in boards.values() for row in board["rows"]))
     others = [v for v in variants if v not in (reference, "reported")]
-    head = ["data set", "backbone", *([label] if label else []), titled(reference), *map(titled, others)]
+    head = ["data set", "backbone", *([label] if label else []), tables.titled(reference), *map(tables.titled, others)]
     lines, means = [], []
     for name, board in boards.items():
         named = [name] if label else []
@@ -304,6 +304,8 @@ NOTE_OF_GIVEN = NOTE.replace("over the table", "over its board (one a data set, 
 def main_part(study: Study, part: Part) -> Outcome:
     if study.boards:
         board = study.given()
+        for name, picture in tables.pictures(board).items():
+            write_atomically(study.output / name, picture)
         return {"board": board}, [NOTE_OF_GIVEN.format("the plain backbone"), "", *gains({"": board}, smallest="mrdib")]
     board, _ = study.board(dataclasses.replace(study.spec(part), variants=study.variants or part.variants))
     tables.write(board, study.output / "main")
@@ -318,7 +320,7 @@ def components_part(study: Study, part: Part) -> Outcome:
     if study.boards:
         board = study.given()
         return {"board": board}, [NOTE_OF_GIVEN.format("the plain backbone"), "", *gains({"": board})]
-    board, _ = study.board(study.spec(part), reference="mrdib")
+    board, _ = study.board(dataclasses.replace(study.spec(part), against=("mrdib",)))
     return {"board": board}, [NOTE.format("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
 
 
@@ -356,7 +358,10 @@ def slices_part(study: Study, part: Part) -> Outcome:
                 ]
                 cells = [f"{statistics.fmean(s):.4f}" if s else GONE for s in shares]
                 rows.append([dataset, backbone, name, f"{one['interactions']:,}", *cells])
-        lines += [*table(["data set", "backbone", head, "test interactions", *map(titled, part.variants)], rows), ""]
+        lines += [
+            *table(["data set", "backbone", head, "test interactions", *map(tables.titled, part.variants)], rows),
+            "",
+        ]
     return {"board": board, "slices": known}, lines[:-1]
 
 
@@ -490,7 +495,7 @@ PARTS = {
             "mrdib",
             "plain",
             "content",
-            *(f"mrdib-{p}" for p in ("unique", "synergistic", "bottleneck", "noise", "redundant")),
+            *(f"mrdib-{p}" for p in ("unique", "both", "bottleneck", "noise", "redundant")),
         ),
         ("LightGCN", "FREEDOM"),
     ),

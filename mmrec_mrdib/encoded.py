@@ -45,7 +45,9 @@ class Embeddings:
         users: (Q, d') and items: (R, d'); the score is their inner product unless the model says otherwise.
         views: modality -> ((Q, d), (R, d)): users and items as seen through one modality alone, p_u^m and q_i^m, both in one
             space, so that <p_u^m, q_i^m> is what the modality alone says; empty where the model has none.
-        extra: further tensors that the model's losses need.
+        extra: further tensors, those that the model's losses need and, of a model whose users and items have several parts, those that
+            plug-ins read: `collaborative_users`, `collaborative_items`, the part of ids alone in the width of the views, and
+            `content_users`, `content_items`, the last columns, where they are made of modalities alone.
     """
 
     users: Tensor

@@ -10,6 +10,7 @@ Most of RecBole's classes train as they stand; faults of single lines are repair
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -325,6 +326,25 @@ def inner_products(model: Any, user_field: str) -> tuple[Tensor, Tensor] | None:
             continue
         if users.shape[1] == items.shape[1] and torch.allclose(users[sample] @ items.T, scores, rtol=1e-4, atol=1e-5):
             return users.detach(), items.detach()
+    return None
+
+
+def live_tables(model: Any, user_field: str) -> Callable[[], tuple[Tensor, Tensor]] | None:
+    """Makes the tables that `inner_products` finds, with gradients: by the model's forward pass, or as they are trained. None: neither
+    gives them."""
+    found = inner_products(model, user_field)
+    compat.drop_restored(model)  # scores of the weights as they are now
+    if found is None:
+        return None
+    ways: tuple[Callable[[], tuple[Tensor, Tensor]], ...] = (
+        lambda: model.forward()[:2],
+        lambda: (model.user_embedding.weight, model.item_embedding.weight),
+    )
+    for make in ways:
+        with contextlib.suppress(TypeError, AttributeError), torch.no_grad():
+            tables = make()
+            if all(t.shape == f.shape and torch.allclose(t, f) for t, f in zip(tables, found, strict=True)):
+                return make
     return None
 
 

@@ -137,6 +137,13 @@ def info_nce_against_all(a: Tensor, b: Tensor, rows: Tensor, temperature: float)
     return partition - positive / temperature
 
 
+def log_partition(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """sum_r w_r ln sum_c exp(<a_r, b_c>) of (R, d) and (C, d) tables in float32, weights (R,); in blocks of rows."""
+    with full_precision(a):
+        total: Tensor = _WeightedLogSumExp.apply(a, b, weights, b.new_zeros(len(b)), 1.0)
+    return total
+
+
 def _distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct ids (R,), how often each occurs (R,), and where among them each id is (B,)."""
     counts = torch.bincount(ids, minlength=size)
@@ -159,7 +166,8 @@ class _WeightedLogSumExp(torch.autograd.Function):
             if any(ctx.needs_input_grad):
                 pull = (weights[block] / sums * scale).unsqueeze(1)
                 grad_a[block] = (terms @ b) * pull
-                grad_b.addmm_(terms.T, a[block] * pull)
+                if ctx.needs_input_grad[1]:
+                    grad_b.addmm_(terms.T, a[block] * pull)
         ctx.save_for_backward(grad_a, grad_b)
         return total
 

@@ -68,6 +68,9 @@ _OTHER_KINDS: dict[str, str] = {
 PLUGINS: dict[str, str] = {
     "MRdIB": "mmrec_mrdib.mrdib.plugin:MRdIB",
     "Content": "mmrec_mrdib.plugins.content:Content",
+    "DVIB": "mmrec_mrdib.plugins.dvib:DVIB",
+    "FETTLE": "mmrec_mrdib.plugins.fettle:FETTLE",
+    "MDVT": "mmrec_mrdib.plugins.mdvt:MDVT",
 }
 # Estimators of mutual information, for `mi_estimator`.
 ESTIMATORS: dict[str, str] = {

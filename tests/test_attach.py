@@ -332,7 +332,7 @@ def test_some_rows_are_not_all_items():
 
 def test_widths_may_differ_but_a_users_view_is_as_wide_as_its_modality():
     host = Host(widths=(4, 3))
-    plug = on(host, redundant_weight=0.1)
+    plug = on(host, redundant_weight=0.1, unique_weight=1.0)
     assert math.isfinite(step(host, plug)[0]) and set(plug.parts) == {"redundant", "unique", "synergistic"}
     plug.remove()
     plug = on(host, preset="paper", user_view={"image": "user_embedding"})

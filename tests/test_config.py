@@ -136,8 +136,8 @@ def test_presets_change_what_they_are_named_for_and_nothing_else():
         "mrdib-bottleneck": {"rate_weight": 0.1},
         "mrdib-noise": {"sigma": "constant", "init_log_var": -1.4},
         "mrdib-redundant": {"redundant_weight": 0.1},
-        "mrdib-synergistic": {"unique_weight": 0.0},
-        "mrdib-unique": {"synergy_weight": 0.0},
+        "mrdib-both": {"unique_weight": 1.0},
+        "mrdib-unique": {"unique_weight": 1.0, "synergy_weight": 0.0},
         "mrdib-shuffled": {"content_control": "shuffle"},
         "content-shuffled": {"content_control": "shuffle"},
     }

@@ -1,8 +1,11 @@
 """The leaderboard: cells, resumption, failures, budgets, statistics and its forms."""
 
 import contextlib
+import copy
 import csv
+import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -24,9 +27,11 @@ from mmrec_mrdib.cli import main
 from mmrec_mrdib.cli.leaderboard import BOARD_BASELINES
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import leaderboard, record, tables, tune
-from mmrec_mrdib.experiment.leaderboard import Spec, board, cells, compare, decide, execute, import_reported
+from mmrec_mrdib.experiment.leaderboard import Cell, Spec, board, cells, compare, decide, execute, import_reported
+from mmrec_mrdib.experiment.ranks import mean_ranks
 from mmrec_mrdib.experiment.run import display_name
 from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call
+from mmrec_mrdib.significance import holm
 from mmrec_mrdib.testing.toy import write_mmrec
 from tests.conftest import ROOT
 
@@ -200,11 +205,12 @@ def fake(significant, gain):
            "seconds_per_epoch": 1.0, "notes": [], "code": ["0.1.0 abc"]}  # fmt: skip
     return {
         "version": 2, "command": "", "metrics": ["recall@20"], "seeds": [1, 2], "trials": 0, "weights": "fixed", "code": "0.1.0 abc",
-        "codes": ["0.1.0 abc"], "pruning": "median", "tuning_seed": None,
+        "codes": ["0.1.0 abc"], "pruning": "median", "tuning_seed": None, "against": ["plain"],
+        "ranks": mean_ranks([], ("plain", "mrdib"), ("recall@20",)),
         "rows": [row | {"model": "VBPR", "variant": "plain", "mean": {"recall@20": 0.15}},
                  row | {"model": "VBPR+MRdIB", "variant": "mrdib", "mean": {"recall@20": 0.15 * (1 + gain)}}],
         "comparisons": [{"dataset": "d_1", "backbone": "VBPR", "model": "VBPR+MRdIB", "metric": "recall@20", "seeds": [1, 2], "difference": 0.15 * gain,
-                         "gain": gain, "bootstrap": test, "wilcoxon": test, "t": test, "significant": significant, "smallest": 0.034,
+                         "gain": gain, "against": "plain", "interval": None, "bootstrap": test, "wilcoxon": test, "t": test, "significant": significant, "smallest": 0.034,
                          "missing": [] if significant else ["p 0.2 over users"]}],
     }  # fmt: skip
 
@@ -268,6 +274,161 @@ def test_the_smallest_gain_is_where_significance_begins(rng):
             shift = factor * entries[n]["smallest"] * before.mean() - (after - before).mean()
             moved = [*sides[:n], (before, after + shift), *sides[n + 1 :]]
             assert decide([compared(*s) for s in moved], 3)[n]["significant"] == wanted
+
+
+RIVALS = ("plain", "content", "mrdib", "mrdib-paper")
+MEANS = {"plain": 0.2, "content": 0.23, "mrdib": 0.26, "mrdib-paper": 0.2}
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    """Cells whose runs were never trained: VBPR and FREEDOM on two data sets, per-user metrics as `MEANS` say; FREEDOM has no paper form on d2."""
+    folder, rng, done = tmp_path_factory.mktemp("rivals"), np.random.default_rng(3), []
+    for dataset in ("d1", "d2"):
+        for backbone in ("VBPR", "FREEDOM"):
+            worth, luck = 0.1 * rng.standard_normal(60), 0.004 * rng.standard_normal(5)
+            for variant, mean in MEANS.items():
+                if (dataset, backbone, variant) == ("d2", "FREEDOM", "mrdib-paper"):
+                    continue
+                cell = Cell(registry.Variant(backbone, *registry.kinds()[variant]).name, dataset, {})
+                for seed in range(1, 6):
+                    run = folder / f"{cell.model}-{dataset}-{seed}"
+                    run.mkdir()
+                    users = mean + worth + luck[seed - 1] + 0.02 * rng.standard_normal(60)
+                    np.savez(
+                        run / "per_user.npz",
+                        users=np.arange(60),
+                        metrics=np.array(["recall@20"]),
+                        values=users[:, None],
+                    )
+                    cell.results[seed] = {
+                        "folder": str(run),
+                        "test": {"recall@20": users.mean()},
+                        "seconds_per_epoch": 1.0,
+                        "code": [record.code()],
+                    }
+                done.append(cell)
+    return Spec(("VBPR", "FREEDOM"), ("d1", "d2"), variants=RIVALS, metrics=("recall@20",), runs=folder), done
+
+
+def test_against_a_rival_each_pair_is_tested_once_and_corrected_with_the_others(rivals):
+    spec, done = rivals
+    content = board(dataclasses.replace(spec, against=("plain", "content", "mrdib")), done)
+    pairs = [(c["dataset"], c["model"], c["against"]) for c in content["comparisons"]]
+    assert [p[1:] for p in pairs if p[0] == "d1" and p[1].startswith("VBPR")] == [
+        ("VBPR+Content", "plain"), ("VBPR+MRdIB", "plain"), ("VBPR+MRdIB (paper)", "plain"), ("VBPR+MRdIB", "content"),
+        ("VBPR+MRdIB (paper)", "content"), ("VBPR+MRdIB (paper)", "mrdib"),
+    ]  # fmt: skip
+    assert len(pairs) == 6 + 6 + 6 + 3 and content["against"] == ["plain", "content", "mrdib"]
+    runs = {(c.dataset, c.model): np.array([r["test"]["recall@20"] for r in c.results.values()]) for c in done}
+    for c in content["comparisons"]:
+        before = runs[
+            c["dataset"], c["backbone"] if c["against"] == "plain" else f"{c['backbone']}{tables.titled(c['against'])}"
+        ]
+        after = runs[c["dataset"], c["model"]]
+        assert c["gain"] == pytest.approx(after.mean() / before.mean() - 1)
+        assert c["t"]["p"] == pytest.approx(stats.ttest_rel(after, before).pvalue)
+    raw = [c["t"]["p"] for c in content["comparisons"]]
+    assert [c["t"]["p_holm"] for c in content["comparisons"]] == pytest.approx(holm(raw))
+    alone = board(spec, done)["comparisons"]
+    first = content["comparisons"][: len(alone)]
+    assert [c["gain"] for c in alone] == [c["gain"] for c in first]  # as without rivals, among more tests
+    adjusted = [(a["t"]["p_holm"], b["t"]["p_holm"]) for a, b in zip(alone, first, strict=True)]
+    assert all(a <= b for a, b in adjusted) and any(a < b for a, b in adjusted)
+    by_name = {(d, m, a): c for (d, m, a), c in zip(pairs, content["comparisons"], strict=True)}
+    assert by_name["d1", "VBPR+MRdIB", "content"]["significant"]
+    assert by_name["d1", "VBPR+MRdIB (paper)", "content"]["significant"]  # a loss
+
+
+def test_an_interval_is_the_wider_one_of_seeds_and_users(rng):
+    before, after = side(rng, gain=0.01)
+    seeds = after.mean(1) - before.mean(1)
+    ends = compared(before, after).entry["interval"]
+    over_seeds = stats.t.interval(0.95, 4, seeds.mean(), stats.sem(seeds))
+    assert ends == pytest.approx(np.array(over_seeds) / before.mean())
+    steady = before + 0.01 + rng.choice([-0.2, 0.2], before.shape[1])  # users differ, seeds do not
+    users = (steady - before)[0]
+    over_users = stats.norm.interval(0.95, users.mean(), users.std() / len(users) ** 0.5)
+    assert compared(before, steady).entry["interval"] == pytest.approx(np.array(over_users) / before.mean())
+    assert compared(before[:4], after[:4], 4).entry["interval"] is None
+
+
+def test_gains_over_a_rival_are_in_every_form(rivals, tmp_path):
+    spec, done = rivals
+    content = board(dataclasses.replace(spec, against=("plain", "content")), done, "the command")
+    (c,) = (
+        c for c in content["comparisons"] if (c["dataset"], c["model"], c["against"]) == ("d2", "VBPR+MRdIB", "content")
+    )
+    gain, smallest = f"{c['gain']:+.1%}".replace("%", " %"), f"{c['smallest']:.1%}".replace("%", " %")
+    written = {path.name: path.read_text() for path in tables.write(content, tmp_path)}
+    assert set(written) == {p.name for p in tmp_path.iterdir()}
+    lines = written["leaderboard.md"].splitlines()
+    assert lines.count("| | Recall@20 | smallest | over +Content | smallest | |") == 2
+    row = next(line for line in lines[lines.index("### d2") :] if line.startswith("| VBPR+MRdIB |"))
+    assert row.endswith(f" | **{gain}** | {smallest} | 5 seeds |")
+    assert f"| d2 | VBPR+MRdIB | +Content | Recall@20 | **{gain}** | {smallest} | " in written["leaderboard.md"]
+    tex = written["leaderboard.tex"]
+    assert (
+        f"& \\textbf{{{gain.replace(' %', chr(92) + ',' + chr(92) + '%')}}} & " in tex
+        and "begin{tabular}{lllll}" in tex
+    )
+    assert tex.count("{") == tex.count("}")
+    page = written["leaderboard.html"]
+    assert (
+        f"<b>{gain}</b>" in page
+        and "<button>over +Content</button>" in page
+        and page.count("data:image/svg+xml;base64,") == 2
+    )
+    assert "column = 2 + 3 * Number" in page  # of the bars: value, gain and the one over the rival for each metric
+    lines_of_table = page.partition("<thead>")[2].partition("</tbody>")[0].split("<tr")[1:]
+    assert {line.count("<th") + line.count("<td") for line in lines_of_table} == {2 + 3 + 2 + 2}
+    table = list(csv.DictReader(io.StringIO(written["comparisons.csv"])))
+    found = next(t for t in table if (t["dataset"], t["model"], t["against"]) == ("d2", "VBPR+MRdIB", "content"))
+    assert (
+        len(table) == len(content["comparisons"])
+        and float(found["gain"]) == c["gain"]
+        and found["significant"] == "True"
+    )
+    assert float(found["interval_low"]) == c["interval"][0] and float(found["t_p_holm"]) == c["t"]["p_holm"]
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.terminal(content))
+    shown = console.file.getvalue()
+    assert "d2: gains over +Content" in shown and gain in shown.partition("d2: gains over +Content")[2]
+    only = dataclasses.replace(spec, variants=RIVALS[1:], against=("plain", "content"))
+    assert "gains.svg" in tables.pictures(board(only, [cell for cell in done if cell.variant != "plain"]))
+    few = dataclasses.replace(spec, variants=("plain", "content"))
+    two = board(few, [cell for cell in done if cell.variant in few.variants])
+    again = {path.name for path in tables.write(two, tmp_path)}
+    assert set(written) - again == {"ranks.svg"} and not (tmp_path / "ranks.svg").exists()  # not that of another board
+    assert "No diagram of ranks: ranks need three variants or more, this board has 2." in tables.markdown(two)
+
+
+def test_ranks_are_over_complete_pairs_of_backbone_and_data_set(rivals):
+    spec, done = rivals
+    content = board(spec, done)
+    found = content["ranks"]
+    assert found["blocks"] == [["d1", "VBPR"], ["d1", "FREEDOM"], ["d2", "VBPR"]]
+    assert found["left_out"] == [{"dataset": "d2", "backbone": "FREEDOM", "missing": ["mrdib-paper"]}]
+    means = {(r["dataset"], r["backbone"], r["variant"]): r["mean"]["recall@20"] for r in content["rows"]}
+    values = np.array([[means[d, b, v] for v in RIVALS] for d, b in found["blocks"]])
+    one = found["metrics"]["recall@20"]
+    assert list(one["ranks"].values()) == pytest.approx(stats.rankdata(-values, axis=1).mean(0))
+    assert one["ranks"]["mrdib"] == 1 and one["ranks"]["content"] == 2
+    assert one["chi2"] == pytest.approx(stats.friedmanchisquare(*values.T).statistic)
+    assert one["critical_difference"] == pytest.approx(2.569 * (4 * 5 / 18) ** 0.5, abs=1e-3)
+    assert one["f_p"] < 0.05
+    for a, b in itertools.combinations(RIVALS, 2):
+        apart = abs(one["ranks"][a] - one["ranks"][b]) >= one["critical_difference"]
+        assert apart != any({a, b} <= set(group) for group in one["cliques"])
+    text = tables.markdown(content)
+    assert "over 3 pairs of a backbone and a data set" in text and "1 left out (FREEDOM on d2: no mrdib-paper)" in text
+    cut = [c for c in done if c.dataset == "d1" and c.backbone == "VBPR"]
+    assert board(spec, cut)["ranks"]["undrawn"].endswith("this board has 1 of 1")
+    short = copy.copy(done[0])
+    short.results = {s: r for s, r in short.results.items() if s != 5}
+    assert len(board(spec, [short, *done[1:]])["ranks"]["blocks"]) == 2  # a block needs all seeds
 
 
 def test_latex_escapes_and_is_balanced():
@@ -441,7 +602,9 @@ def test_the_command(data, tmp_path, capsys):
     assert main(arguments(data, tmp_path, "--epochs=2", "--jobs", "2", "--toy.modalities=a")) == 0
     out = capsys.readouterr()
     assert "VBPR+MRdIB" in out.out and "4 of 4" in out.err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(tables.NAMES)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        ["comparisons.csv", "gains.svg", *(f"leaderboard.{form}" for form in ("csv", "html", "json", "md", "tex"))]
+    )
     content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert content["command"].startswith("mmrec-mrdib leaderboard --models VBPR")
     assert json.loads((Path(content["rows"][0]["folders"][0]) / "result.json").read_text())["modalities"] == ["a"]
@@ -469,6 +632,10 @@ def test_the_whole_field_for_one_epoch(data, tmp_path, capsys):
         (["--datasets", "nowhere"], "nowhere"),
         (["--jobs", "0"], "--jobs"),
         (["--tuning_seed", "7"], "--tune=N"),
+        (["--against", "contnt"], "--against=contnt: not among --variants=plain,mrdib"),
+        (["--against", "content"], "--against=content: not among --variants=plain,mrdib"),
+        (["--against", "mrdib"], "--against=mrdib: no model here has that variant and one to compare with it"),
+        (["--against", "plain"], "--against=plain"),
     ],
 )
 def test_mistakes_show_before_anything_is_trained(data, tmp_path, capsys, more, message):

@@ -207,10 +207,10 @@ def test_a_control_changes_the_content_and_nothing_of_the_backbone(tmp_path, plu
 
 def test_joint_training_adds_to_the_backbones_loss(tmp_path):
     plain, splits = build("BPR", tmp_path)
-    joint, _ = build("BPR+MRdIB (joint)", tmp_path, synergy_weight=0)
+    joint, _ = build("BPR+MRdIB (joint)", tmp_path)
     batch = next(iter(splits.train))
     parts = joint.train().step_loss(batch).parts
-    assert set(parts) == {"loss", "unique"} and parts["loss"].item() == plain.calculate_loss(batch).item()
+    assert set(parts) == {"loss", "synergistic"} and parts["loss"].item() == plain.calculate_loss(batch).item()
     joint.calculate_loss(batch).backward()
     plain.calculate_loss(batch).backward()
     for name, p in plain.named_parameters():
@@ -384,7 +384,7 @@ def test_the_backbone_is_its_plain_run_in_whichever_order(fit, trained, tmp_path
     assert read["trained_backbone"] == {"folder": Path(plain["folder"]).name} | {
         k: plain[k] for k in ("total_seconds", "valid", "test", "best_epoch")
     }
-    assert set(read["epochs"][0]["losses"]) == {"unique", "synergistic"} and len(read["epochs"]) <= 3
+    assert set(read["epochs"][0]["losses"]) == {"synergistic"} and len(read["epochs"]) <= 3
     assert read["parameters"] == sum(v.numel() for k, v in states[1].items() if "weight" in k and "own_enc" in k) + sum(
         v.numel() for k, v in states[1].items() if k.endswith("bias") and not k.startswith("backbone")
     ) + sum(v.numel() for k, v in states[1].items() if k.startswith("stage.heads") and k.endswith("weight"))

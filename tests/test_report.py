@@ -1,5 +1,6 @@
 """`mmrec-mrdib report`, on runs of a small data set, and its page in a browser."""
 
+import itertools
 import json
 import re
 import shutil
@@ -7,7 +8,6 @@ import subprocess
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from mmrec_mrdib.cli import main
 from mmrec_mrdib.evaluation import Unimodal
@@ -15,6 +15,8 @@ from mmrec_mrdib.experiment import figures, report
 from mmrec_mrdib.experiment.export import load
 from mmrec_mrdib.experiment.run import train
 from mmrec_mrdib.testing.toy import write_mmrec
+
+PICTURES = 21  # of the page below
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,9 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys):
 def test_the_page_is_self_contained(page):
     text = page.read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", text) and "url(" not in text and "<script" not in text
-    assert text.count("data:image/png;base64,") == 8  # two runs' curves and six figures
+    assert text.count("data:image/png;base64,") == 2  # a plane for each run
+    # Panels of the two runs' curves; slices, ranking, rates; by three measures, by three pairs of modalities.
+    assert text.count("data:image/svg+xml;base64,") == 2 + 6 + 2 + 2 + 1 + 3 + 3 == PICTURES - 2
 
 
 def test_the_page_in_a_browser(page, tmp_path):
@@ -127,7 +131,7 @@ def test_the_page_in_a_browser(page, tmp_path):
          "--enable-logging=stderr", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert "What the representations hold" in done.stdout and done.stdout.count("<img") == 8
+    assert "What the representations hold" in done.stdout and done.stdout.count("<img") == PICTURES
     assert "CONSOLE" not in done.stderr
 
 
@@ -169,17 +173,127 @@ def test_what_a_readout_reads_is_what_is_measured(runs, tmp_path):
     assert report._why(trained, 0) == [] and set(report._views(model, tmp_path)) == {"a", "b"}
 
 
-def test_legends_cover_nothing_and_axes_begin_at_0():
-    figure = Figure()
-    axis = figure.subplots()
-    axis.bar([0, 1], [0.9, 1.0], label="a rather long name of a run")
-    axis.bar([2], [0.95], label="another")
-    figures._group_axis(axis, "title", ["x", "y", "z"])
-    figure.canvas.draw()
-    legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
-    title = axis.title.get_window_extent()
-    assert legend.y0 >= inside.y1 and title.y0 >= legend.y1 and axis.get_ylim()[0] == 0
-    other = Figure().subplots()
-    other.plot([0, 1], [0.3, 0.31], label="x")
-    figures._from_zero(other)
-    assert other.get_ylim()[0] == 0 and other.get_ylim()[1] > 0.31
+class Kept(Exception):
+    """A figure, in place of its bytes."""
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What a function of `figures` draws, laid out."""
+
+    def keep(figure, form):
+        figure.draw_without_rendering()  # that of a canvas without pyplot draws nothing
+        raise Kept(figure)
+
+    monkeypatch.setattr(figures, "_bytes", keep)
+
+    def draw(function, *given):
+        with pytest.raises(Kept) as kept:
+            function(*given)
+        return kept.value.args[0]
+
+    return draw
+
+
+RUNS = {"VBPR": 0.2, "VBPR+MRdIB": 0.9, "VBPR+MRdIB (paper)": 0.5, "FREEDOM+Content, seed 12": 0.4}
+
+
+def test_legends_cover_nothing_and_bars_begin_at_0(drawn):
+    for names in (RUNS, {f"m{n}": n + 1.0 for n in range(7)}):
+        figure = drawn(figures.bars, {"a title": {"more than 10": names, "x": names, "y": names}}, "share")
+        (axis,) = figure.axes
+        legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
+        assert legend.y0 >= inside.y1 and axis.title.get_window_extent().y0 >= legend.y1 and axis.get_ylim()[0] == 0
+        assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1  # nor is it cut
+        told = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert sorted(told) == sorted(names) and told[0] == next(iter(names))
+        ticks = [text.get_window_extent() for text in axis.get_xticklabels()]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(ticks))
+
+
+def test_small_differences_are_numbers_or_dots_and_lines_have_an_axis_of_their_own(drawn):
+    close = {f"run {n}": {"all": 0.300 + 0.001 * n} for n in range(9)}
+    groups = {"all": {name: v["all"] for name, v in close.items()}}
+    (axis,) = drawn(figures.bars, {"many": groups}, "valid").axes
+    assert not axis.patches and len(axis.lines) == 9 and axis.get_ylim()[0] > 0.29 and axis.get_ylim()[1] < 0.32
+    assert axis.get_ylabel() == "valid (axis not from 0)"
+    few = {"all": {"a": 0.3012, "b": 0.3, "none": None}}
+    (axis,) = drawn(figures.bars, {"few": few}, "valid").axes
+    assert axis.get_ylim()[0] == 0 and [t.get_text() for t in axis.texts] == ["0.301", "0.3", ""]
+    apart = {"all": {f"run {n}": 0.1 * n for n in range(9)}}
+    (axis,) = drawn(figures.bars, {"apart": apart}, "valid").axes
+    assert len(axis.patches) == 9 and axis.get_ylim()[0] == 0
+    below = {"x": {f"run {n}": n - 5.0 for n in range(9)}}
+    (axis,) = drawn(figures.bars, {"below": below}, "nats").axes
+    assert axis.get_ylim()[0] < -5 and axis.get_ylim()[1] > 3
+
+
+def test_progress_by_hand(drawn):
+    epochs = [
+        {"epoch": 0, "valid": {"recall@20": 0.30}, "losses": {"bpr": 0.8, "mi": -4.0, "off": 0.0}, "logs": {"rate/a": 9.0}},
+        {"epoch": 1, "losses": {"bpr": 0.4, "mi": 2.0, "off": 0.0}, "logs": {"rate/a": 8.9}},
+        {"epoch": 2, "valid": {"recall@20": 0.31}, "losses": {"bpr": 0.2, "mi": 1.0, "off": 0.0}, "logs": {"rate/a": 8.8}},
+    ]  # fmt: skip
+    panels = figures.progress(epochs, "recall@20")
+    x = [0, 1, 2]
+    assert panels == {
+        "valid recall@20": {"": ([0, 2], [0.30, 0.31])},
+        "loss terms, weighted (1: the largest)": {
+            "bpr (0.8)": (x, [1, 0.5, 0.25]), "mi (4)": (x, [-1, 0.5, 0.25]), "off (0)": (x, [0, 0, 0]),
+        },
+        "rate by modality (nats)": {"a": (x, [9.0, 8.9, 8.8])},
+    }  # fmt: skip
+    valid, _, rate = drawn(figures.curves, "title", panels, 2).axes
+    assert valid.get_ylim()[0] > 0.29 and rate.get_ylim()[0] > 8.7
+    assert [t.get_text() for t in valid.get_legend().get_texts()] == ["kept: epoch 2"]
+    assert all(t.is_integer() for t in valid.get_xticks())
+
+
+def test_parts_of_a_bar_follow_each_other(drawn):
+    (axis,) = drawn(
+        figures.stacks, {"a-b": {"VBPR": {"in both": 0.1, "only a": 0.3}, "other": {"only a": 0.2}}}, "bits"
+    ).axes
+    assert [p.get_x() for p in axis.patches] == pytest.approx([0, 0, 0.1, 0])
+    assert [p.get_width() for p in axis.patches] == pytest.approx([0.1, 0, 0.3, 0.2])
+    assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 0.4 and axis.yaxis_inverted()
+
+
+def test_gains_are_dots_with_their_intervals(drawn):
+    Gain = figures.Gain
+    found = {"VBPR": {"+MRdIB": Gain(0.05, (0.02, 0.08), True), "+Content": Gain(-0.01, (-9.0, 9.0), False)},
+             "BPR": {"+Content": Gain(0.02, None, False)}}  # fmt: skip
+    colours = {"+MRdIB": "#ff0000", "+Content": "#00ff00"}
+    figure = drawn(figures.gains, {"baby": {"Recall@20": found, "NDCG@20": {}}}, colours, "plain")
+    axis, empty = figure.axes
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [(d.get_xdata()[0], d.get_ydata()[0]) for d in dots] == [(0.05, 0), (-0.01, 1), (0.02, 4)]
+    assert [d.get_markerfacecolor() for d in dots] == ["#ff0000", "white", "white"]
+    lines = [line for line in axis.lines if line.get_marker() == "None" and line.get_color() in colours.values()]
+    assert [tuple(line.get_xdata()) for line in lines] == [(0.02, 0.08), (-9.0, 9.0)]
+    low, high = axis.get_xlim()
+    assert -0.2 < low < -0.01 and 0.08 < high < 0.2  # the long one is cut, dots are not pressed together
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["VBPR", "BPR"] and axis.yaxis_inverted()
+    assert "+5 %" in [t.get_text() for t in axis.get_xticklabels()] and axis.get_title() == "baby: Recall@20"
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == list(colours)
+    assert legend.get_window_extent().y0 > axis.title.get_window_extent().y1 and {
+        t.get_text() for t in empty.get_yticklabels()
+    } == {""}
+
+
+def test_a_diagram_of_ranks_joins_what_is_not_told_apart(drawn):
+    ranks = {"plain": 3.2, "+MRdIB": 1.4, "+Content": 2.0, "+MRdIB (shuffled features)": 3.4}
+    found = {
+        "ranks": ranks,
+        "critical_difference": 1.3,
+        "cliques": [["+MRdIB", "+Content"], ["+Content", "plain", "+MRdIB (shuffled features)"]],
+    }
+    figure = drawn(figures.ranks, {"Recall@20": found})
+    (axis,) = figure.axes
+    bars = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 3]
+    assert [(min(x) + 0.03, max(x) - 0.03) for x in bars] == [pytest.approx((1.4, 2.0)), pytest.approx((2.0, 3.4))]
+    told = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert "CD 1.30" in told and {"+MRdIB  1.40", "+Content  2.00", "3.20  plain"} <= set(told)
+    boxes = list(told.values())
+    assert all(min(box.x0, box.y0) >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -12,7 +12,7 @@ import torch
 from benchmarks import new_users, study
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import ConfigError
-from mmrec_mrdib.experiment import figures, leaderboard
+from mmrec_mrdib.experiment import figures, leaderboard, tables
 from mmrec_mrdib.experiment.export import load
 from mmrec_mrdib.experiment.run import make_config, prepare, train
 from mmrec_mrdib.experiment.workers import _outcome, call
@@ -117,7 +117,7 @@ def test_what_was_not_run_is_a_dash(folder, tmp_path):
 
 def test_gains_and_their_means_by_hand():
     def row(dataset, variant, mean, seeds=(1, 2)):
-        model = f"A{study.titled(variant)}" if variant != "plain" else "A"
+        model = f"A{tables.titled(variant)}" if variant != "plain" else "A"
         return {
             "dataset": dataset,
             "backbone": "A",
@@ -214,11 +214,13 @@ def test_boards_as_one_keep_the_row_of_most_seeds_and_say_what_is_incomplete(tmp
     def board(variant, seeds, mean):
         row = {"dataset": "baby", "backbone": "A", "variant": variant, "model": f"A{variant}", "status": "complete"}
         compared = {"dataset": "baby", "model": f"A{variant}", "gain": mean}
+        rival = compared | {"against": "content", "gain": 9}
         return {
+            "metrics": [],
             "codes": [f"code {len(seeds)}"],
             "seeds": seeds,
             "rows": [{**row, "seeds": seeds, "mean": mean}],
-            "comparisons": [compared],
+            "comparisons": [rival, compared],
         }
 
     boards = [board("+X", [1, 2], 0.1), board("+X", [1, 2, 3], 0.2), board("+Y", [1, 2], 0.3)]

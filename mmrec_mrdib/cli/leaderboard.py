@@ -21,12 +21,13 @@ examples:
   mmrec-mrdib leaderboard --models VBPR,MGCN,FREEDOM --datasets ml-100k --seeds 5
   mmrec-mrdib leaderboard --models Pop,VBPR,FREEDOM --datasets ml-100k,baby --data_path data --tune 20 --seeds 5 --jobs 2
   mmrec-mrdib leaderboard --models all --datasets baby --data_path data --seeds 5 --jobs 2            the field; resumable
-  mmrec-mrdib leaderboard --models LightGCN --datasets baby --variants plain,mrdib,mrdib-paper,content     against its rivals
+  mmrec-mrdib leaderboard --models LightGCN --datasets baby --variants plain,mrdib,mrdib-paper,content --against content     against a rival
   mmrec-mrdib leaderboard import table2.csv --source "MMRec, table 2"      results of others, shown apart
 
 Every run is a folder in RUNS. The same command trains only what is missing, goes on with what was interrupted, and tries again what
 failed. Parameters of a run are given as --key=value for all data sets, or as --DATASET.key=value for one:
---baby.modalities=image,text; what is given is not searched. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html in OUTPUT.
+--baby.modalities=image,text; what is given is not searched. Written: leaderboard.md, .csv (tidy), .tex (booktabs), .json and .html, comparisons.csv, gains.svg and, of three
+variants and two backbones or data sets or more, ranks.svg in OUTPUT.
 """
 
 
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         default="plain,mrdib",
         metavar="A,B",
         help=f"some of {', '.join(registry.kinds())} (default: %(default)s)",
+    )
+    out.add_argument(
+        "--against",
+        default="",
+        metavar="A,B",
+        help="some of --variants: compare the others with these, too, as in --against=content (default: with plain alone)",
     )
     out.add_argument(
         "--tune", type=int, default=0, metavar="N", help="trials of tuning for each model and variant (default: none)"
@@ -129,6 +136,7 @@ def main(arguments: Sequence[str]) -> int:
         datasets=datasets,
         seeds=_seeds(options.seeds),
         variants=_variants(options.variants),
+        against=("plain", *_rivals(options.against)),
         trials=options.tune,
         pruning=options.pruning,
         tuning_seed=options.tuning_seed,
@@ -215,4 +223,11 @@ def _variants(text: str) -> tuple[Any, ...]:
     unknown = [n for n in names if n not in registry.kinds()]
     if unknown:
         raise ConfigError(f"--variants={text}: expected some of {', '.join(registry.kinds())}")
+    return names
+
+
+def _rivals(text: str) -> tuple[str, ...]:
+    names = _names(text, "--against") if text else ()
+    if "plain" in names:
+        raise ConfigError(f"--against={text}: every variant is compared with plain anyway; name others")
     return names

@@ -24,8 +24,9 @@ import numpy as np
 
 from mmrec_mrdib import paths, registry
 from mmrec_mrdib.config import Config, known_keys
-from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError
+from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError, did_you_mean
 from mmrec_mrdib.experiment import record, tune
+from mmrec_mrdib.experiment.ranks import mean_ranks
 from mmrec_mrdib.experiment.run import display_name, is_staged, make_config, prepare, run
 from mmrec_mrdib.experiment.tables import NEW, csv_cell, csv_text
 from mmrec_mrdib.experiment.workers import Failure, Pool
@@ -44,7 +45,7 @@ from mmrec_mrdib.significance import (
 )
 
 logger = logging.getLogger(__name__)
-BOARD_VERSION = 2
+BOARD_VERSION = 3
 WORK = "mmrec_mrdib.experiment.leaderboard:work"
 LEVEL = 0.05
 LEAST_SEEDS = 5  # with fewer, a t-test over seeds says next to nothing, and no gain is called significant
@@ -61,6 +62,8 @@ class Spec:
         datasets: names.
         seeds: of the training.
         variants: 'plain', 'mrdib', 'mrdib-paper', 'content', ... (`registry.kinds`).
+        against: variants that the others are compared with, the first of them in every table. A pair is compared once: of two that are both
+            named here, the later one with the earlier.
         trials: of tuning a cell; 0: no tuning. Models without a search space are not tuned.
         pruning: of these trials, see `tune`.
         tuning_seed: none of `seeds`; none given: 0, or the first number after them.
@@ -78,6 +81,7 @@ class Spec:
     datasets: tuple[str, ...]
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     variants: tuple[str, ...] = VARIANTS
+    against: tuple[str, ...] = ("plain",)
     trials: int = 0
     pruning: str = "median"
     tuning_seed: int | None = None
@@ -144,6 +148,13 @@ def cells(spec: Spec) -> Iterator[Cell]:
         )
     if spec.trials and spec.only_complete:
         raise ConfigError("only_complete trains nothing, and so does not tune; leave one of them")
+    for rival in spec.against:
+        if rival != "plain" and rival not in spec.variants:
+            known = ",".join(spec.variants)
+            raise ConfigError(
+                f"--against={rival}: not among --variants={known}; name one of them, or add it there.{did_you_mean(rival, spec.variants)}"
+            )
+    made: list[Cell] = []
     plugins = frozenset().union(*map(registry.parameters, registry.PLUGINS))
     if "plain" in spec.variants:
         _check_files(spec, plugins)
@@ -177,7 +188,12 @@ def cells(spec: Spec) -> Iterator[Cell]:
                         cell.space = tune.searched(whole, values, tune.given_files(config, spec.config_files))
                     except ConfigError as error:
                         raise ConfigError(f"{cell.model} on {dataset}: {error}") from error
+                made.append(cell)
                 yield cell
+    compared = {rival.variant for _, rival in _pairs(spec, made)}
+    for rival in spec.against:
+        if rival != "plain" and rival not in compared:
+            raise ConfigError(f"--against={rival}: no model here has that variant and one to compare with it")
 
 
 def _check_files(spec: Spec, of_plugins: frozenset[str]) -> None:
@@ -353,12 +369,8 @@ def _left(ended: int, total: int, started: float, trained: int) -> str:
 # The board.
 
 
-def board(spec: Spec, done: Sequence[Cell], command: str = "", reference: str = "plain") -> dict[str, Any]:
-    """Rows and comparisons, as plain values: what every form of output is made of.
-
-    Args:
-        reference: the variant that the others are compared with.
-    """
+def board(spec: Spec, done: Sequence[Cell], command: str = "") -> dict[str, Any]:
+    """Rows and comparisons, as plain values: what every form of output is made of."""
     rows = [_row(cell, spec) for cell in done]
     used = sorted({code for row in rows for code in row["code"]})
     for row in rows:
@@ -377,7 +389,9 @@ def board(spec: Spec, done: Sequence[Cell], command: str = "", reference: str = 
         "tuning_seed": spec.seed_of_tuning if spec.trials else None,
         "weights": spec.weights,
         "rows": rows,
-        "comparisons": _comparisons(spec, done, reference),
+        "against": list(spec.against),
+        "comparisons": _comparisons(spec, done),
+        "ranks": mean_ranks(rows, spec.variants, [m for m in spec.metrics if not m.startswith(NEW)]),
     }
 
 
@@ -424,29 +438,35 @@ def _notes(cell: Cell, spec: Spec) -> list[str]:
     return ["tuned as its plain backbone, nothing of its own"] if cell.host else []
 
 
-def _comparisons(spec: Spec, done: Sequence[Cell], reference: str) -> list[dict[str, Any]]:
-    """Each variant against the reference (its plain backbone) on the same backbone: every data set and metric."""
-    by_name = {(c.dataset, c.backbone, c.variant): c for c in done}
+def _pairs(spec: Spec, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Cell]]:
+    """(cell, what it is compared with), of one backbone on one data set."""
+    by_name = {(c.dataset, c.backbone, c.variant): c for c in cells}
+    for n, against in enumerate(spec.against):
+        for (dataset, backbone, variant), cell in by_name.items():
+            rival = by_name.get((dataset, backbone, against))
+            if rival is not None and variant not in spec.against[: n + 1]:
+                yield cell, rival
+
+
+def _comparisons(spec: Spec, done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Each variant against its plain backbone and against every rival asked for: every data set and metric."""
     found: list[Compared] = []
     metrics = [m for m in spec.metrics if not m.startswith(NEW)]
     pairs = 0
-    for (dataset, backbone, variant), cell in by_name.items():
-        plain = by_name.get((dataset, backbone, reference))
-        if variant == reference or plain is None:
-            continue
+    for cell, rival in _pairs(spec, done):
         pairs += 1
-        seeds = [s for s in cell.results if s in plain.results]
+        seeds = [s for s in cell.results if s in rival.results]
         if not seeds:
             continue
-        per_user = [_per_user_differences(plain.results[s], cell.results[s], metrics) for s in seeds]
+        per_user = [_per_user_differences(rival.results[s], cell.results[s], metrics) for s in seeds]
         for metric in metrics:
-            before = np.array([plain.results[s]["test"][metric] for s in seeds])
+            before = np.array([rival.results[s]["test"][metric] for s in seeds])
             after = np.array([cell.results[s]["test"][metric] for s in seeds])
             # One difference a user, averaged over the seeds: users are what a larger sample would have more of.
             users = np.mean([d[metric] for d in per_user], axis=0)
             one = compare(before, after, users, len(spec.seeds))
-            named = {"dataset": dataset, "backbone": backbone, "model": cell.model, "metric": metric, "seeds": seeds}
-            one.entry = named | one.entry
+            named = {"dataset": cell.dataset, "backbone": cell.backbone, "model": cell.model, "against": rival.variant}
+            one.entry = named | {"metric": metric, "seeds": seeds} | one.entry
             found.append(one)
     return decide(found, pairs * len(metrics))
 
@@ -479,18 +499,21 @@ def compare(
         resamples: of the bootstrap.
     """
     seeds = after - before
-    enough = len(seeds) >= LEAST_SEEDS
+    enough, mean = len(seeds) >= LEAST_SEEDS, float(before.mean())
+    half = max(smallest_over_seeds(seeds, LEVEL), smallest_over_users(users, LEVEL)) if enough else math.inf
     missing = [f"{len(seeds)} of {asked} seeds"] if len(seeds) < asked else []
     missing += [] if enough else [f"fewer than {LEAST_SEEDS} seeds"]
     entry = {
         "difference": float(seeds.mean()),
-        "gain": float(after.mean() / before.mean() - 1) if before.mean() else None,
+        "gain": float(after.mean() / mean - 1) if mean else None,
+        # 95 % of itself, uncorrected: the wider of Student's t over seeds and the normal one over users, as a share of the mean before.
+        "interval": [float(seeds.mean() + sign * half) / mean for sign in (-1, 1)] if enough and mean else None,
         "bootstrap": _plain(paired_bootstrap(users, resamples=resamples)),
         "wilcoxon": _plain(wilcoxon(users)),
         "t": _plain(paired_t(seeds)) if enough else None,
         "missing": missing,
     }
-    return Compared(entry, seeds, users, float(before.mean()))
+    return Compared(entry, seeds, users, mean)
 
 
 def decide(found: Sequence[Compared], family: int) -> list[dict[str, Any]]:

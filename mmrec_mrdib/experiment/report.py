@@ -232,8 +232,12 @@ def render(report: Mapping[str, Any]) -> str:
 
     runs = report["runs"]
 
-    def picture(png: bytes) -> str:
-        return "data:image/png;base64," + base64.b64encode(png).decode()
+    def picture(data: bytes, form: str = "svg+xml") -> str:
+        return f"data:image/{form};base64,{base64.b64encode(data).decode()}"
+
+    def bars(panels: Mapping[str, Any], ylabel: str) -> list[str]:
+        """One picture a panel: a page as narrow as one shows them below each other."""
+        return [picture(figures.bars({title: groups}, ylabel, "svg")) for title, groups in panels.items()]
 
     metrics = [m for m in ("recall@20", "ndcg@20") if m in runs[0]["ranking"]["all"]] or list(
         runs[0]["ranking"]["all"]
@@ -244,57 +248,54 @@ def render(report: Mapping[str, Any]) -> str:
         "cka": "linear CKA (0 to 1)",
     }
     pairs = list(dict.fromkeys(pair for r in runs for pair in r["redundancy"]))
-    pictures = {
+    scores = list(dict.fromkeys(name for r in runs for name in r["ranking"]))
+    rated = {r["label"]: r["rates"] for r in runs if r["rates"]}
+    # Everywhere the runs are the bars of a group, in the same colours: what is to be compared stands side by side.
+    pictures: dict[str, Any] = {
         "curves": {
-            r["label"]: picture(figures.curves(r["label"], r["epochs"], r["best_epoch"], r["valid_metric"]))
+            r["label"]: [
+                picture(figures.curves("", {name: lines}, r["best_epoch"], "svg"))
+                for name, lines in figures.progress(r["epochs"], r["valid_metric"]).items()
+            ]
             for r in runs
             if len(r["epochs"]) > 1  # one pass has no curve
         },
-        "slices": picture(
-            figures.bars(
-                {
-                    f"{title} (training interactions)": {
-                        name: {r["label"]: r["slices"][by][name]["share"] for r in runs}
-                        for name in runs[0]["slices"][by]
-                    }
-                    for by, title in SLICES.items()
-                },
-                f"share found in the top {runs[0]['slices']['k']}",
-            )
+        "slices": bars(
+            {
+                f"{title} (training interactions)": {
+                    name: {r["label"]: r["slices"][by][name]["share"] for r in runs} for name in runs[0]["slices"][by]
+                }
+                for by, title in SLICES.items()
+            },
+            f"share found in the top {runs[0]['slices']['k']}",
         ),
-        "ranking": picture(
-            figures.bars(
-                {m: {r["label"]: {n: v[m] for n, v in r["ranking"].items()} for r in runs} for m in metrics}, "valid"
-            )
+        "ranking": bars(
+            {m: {n: {r["label"]: r["ranking"].get(n, {}).get(m) for r in runs} for n in scores} for m in metrics},
+            "valid",
         ),
     }
-    if any(r["rates"] for r in runs):
-        pictures["rates"] = picture(
-            figures.bars({"rate at the best epoch": {r["label"]: r["rates"] for r in runs if r["rates"]}}, "nats")
-        )
+    if rated:
+        modalities = dict.fromkeys(m for rates in rated.values() for m in rates)
+        groups = {m: {label: rates.get(m) for label, rates in rated.items()} for m in modalities}
+        pictures["rates"] = bars({"rate at the kept epoch": groups}, "nats")
     if pairs:
-        pictures["redundancy"] = picture(
-            figures.bars(
-                {
-                    title: {r["label"]: {p: v[key] for p, v in r["redundancy"].items()} for r in runs}
-                    for key, title in measures.items()
-                },
-                "dependence",
-            )
+        pictures["redundancy"] = bars(
+            {
+                title: {p: {r["label"]: r["redundancy"].get(p, {}).get(key) for r in runs} for p in pairs}
+                for key, title in measures.items()
+            },
+            "dependence",
         )
-        pictures["decomposition"] = picture(
-            figures.stacks(
-                {
-                    pair: {r["label"]: _named(r["decomposition"][pair]) for r in runs if pair in r["decomposition"]}
-                    for pair in pairs
-                },
-                "bits about relevance",
-            )
-        )
+        pictures["decomposition"] = [
+            picture(figures.stacks({pair: parts}, "bits about relevance", "svg"))
+            for pair in pairs
+            if (parts := {r["label"]: _named(r["decomposition"][pair]) for r in runs if pair in r["decomposition"]})
+        ]
     if all("tsne" in r for r in runs):
-        pictures["tsne"] = picture(
-            figures.points({r["label"]: {m: np.asarray(xy) for m, xy in r["tsne"].items()} for r in runs})
-        )
+        pictures["tsne"] = [
+            picture(figures.points({r["label"]: {m: np.asarray(xy) for m, xy in r["tsne"].items()}}), "png")
+            for r in runs
+        ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mmrec_mrdib.experiment"),
         autoescape=True,

@@ -401,7 +401,7 @@ def _finish(
         from mmrec_mrdib.experiment import figures
 
         title = f"{name} on {config['dataset']}, seed {config['seed']}"
-        picture = figures.curves(title, epochs, trainer.best_epoch, trainer.valid_metric)
+        picture = figures.curves(title, figures.progress(epochs, trainer.valid_metric), trainer.best_epoch)
         write_atomically(folder / "curves.png", picture)
     else:
         logger.info("no curves.png: matplotlib is not installed (pip install 'mmrec-mrdib[plot]')")

@@ -101,8 +101,10 @@ class GRCN(MultimodalRecommender):
         for _ in range(2):
             u, i = edges.product(w_user, i), edges.product(w_item, u, transposed=True)
             users, items = users + u, items + i
-        of_modalities = [torch.cat(halves, 1) for halves in zip(*views.values(), strict=True)]
-        return Embeddings(torch.cat([users, of_modalities[0]], 1), torch.cat([items, of_modalities[1]], 1), views)
+        content = [torch.cat(halves, 1) for halves in zip(*views.values(), strict=True)]
+        extra = {"collaborative_users": users, "collaborative_items": items}
+        extra |= {"content_users": content[0], "content_items": content[1]}
+        return Embeddings(torch.cat([users, content[0]], 1), torch.cat([items, content[1]], 1), views, extra)
 
     def loss_parts(self, enc: Encoded, emb: Embeddings, batch: Batch) -> dict[str, Tensor]:
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}

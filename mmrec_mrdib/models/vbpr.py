@@ -65,7 +65,9 @@ class VBPR(MultimodalRecommender):
         users = self.users if enc.users is None else rows(self.users, enc.users)
         fused = functools.reduce(torch.add, enc.z.values())
         theta = users[:, self.width :]
-        return Embeddings(users, torch.cat([gamma, fused], dim=1), {m: (theta, z) for m, z in enc.z.items()})
+        views = {m: (theta, z) for m, z in enc.z.items()}
+        extra = {"collaborative_users": users[:, : self.width], "collaborative_items": gamma}
+        return Embeddings(users, torch.cat([gamma, fused], dim=1), views, extra)
 
     def new_items(self, enc: Encoded) -> Tensor:
         z = functools.reduce(torch.add, enc.z.values())

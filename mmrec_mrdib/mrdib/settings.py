@@ -24,8 +24,6 @@ class MRdIBSettings(ChannelSettings):
     """history: softmax over the items of the batch, or BPR against the sampled negative."""
     contrast_temperature: float = Field(gt=0)
     """Similarities are divided by it, in the softmax and in BPR."""
-    contrast_candidates: int = Field(ge=0)
-    """Items of the batch, drawn anew each step, that the softmax compares with; 0: all."""
     history_cap: int = Field(ge=1)
     """A user's pairs count as this many at most, however many it has."""
     rate_weight: float = Field(ge=0)

@@ -203,11 +203,9 @@ class Terms(nn.Module):
             parts["synergistic"] = alpha_4 * together
 
     def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Some of the distinct positive items of the batch (C,), drawn anew, and (B, C) bool, which of them each pair's user has: these, the
-        pair's own among them, are no negatives."""
+        """The distinct positive items of the batch (C,), and (B, C) bool, which of them each pair's user has: these, the pair's own among
+        them, are no negatives."""
         items = torch.unique(batch.positive)
-        if 0 < self.settings.contrast_candidates < len(items):
-            items = items[torch.randperm(len(items), device=items.device)[: self.settings.contrast_candidates]]
         column = torch.full((batch.n_items,), -1, device=items.device)
         column[items] = torch.arange(len(items), device=items.device)
         users, place = torch.unique(batch.users, return_inverse=True)

@@ -6,16 +6,18 @@ touch is the backbone's: with nothing added, loss, gradients and ranking are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from recbole.utils import InputType
 from torch import Tensor, nn
 
 from mmrec_mrdib import general
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import score_all
-from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender
+from mmrec_mrdib.models.base import Batch, Embeddings, Encoded, MultimodalRecommender, StepLoss
 from mmrec_mrdib.plugins.settings import PluginSettings as PluginSettings
 
 
@@ -27,6 +29,7 @@ class Plugin(MultimodalRecommender):
         multimodal: whether it keeps the contract of `models/base.py`; otherwise it is one of RecBole's general recommenders.
         featured: whether it reads features; otherwise the plug-in has those of the data set to itself.
         frozen: whether the backbone is trained already and only the plug-in's own parameters learn (`training: staged`).
+        whole: whether its steps need all users and items of the backbone, whatever is in the batch.
     """
 
     settings_class: ClassVar[type[PluginSettings]] = PluginSettings
@@ -47,11 +50,14 @@ class Plugin(MultimodalRecommender):
         if joint and self.multimodal:
             self.input_type = self.backbone.input_type  # the batches are what the backbone is trained on, see `Config`
         elif joint and (general.fitted_in_one_pass(self.backbone) or self.backbone.input_type != InputType.PAIRWISE):
-            raise ConfigError(
-                f"--training=joint: {self.settings.backbone} is not trained on pairs of items; choose --training=staged"
+            ways = get_args(self.settings_class.model_fields["training"].annotation)
+            otherwise = (
+                "; choose --training=staged" if "staged" in ways else f", as {type(self).__name__} needs it to be"
             )
-        self.frozen = False
+            raise ConfigError(f"--training=joint: {self.settings.backbone} is not trained on pairs of items{otherwise}")
+        self.frozen = self.whole = False
         self._factors: Embeddings | Literal[False] | None = False  # not looked for yet
+        self._tables: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def is_staged(cls, config: Any) -> bool:
@@ -69,6 +75,38 @@ class Plugin(MultimodalRecommender):
         losses = self.backbone.calculate_loss(interaction)
         losses = losses if isinstance(losses, tuple) else (losses,)
         return {f"loss_{n}" if len(losses) > 1 else "loss": loss.squeeze() for n, loss in enumerate(losses, 1)}
+
+    def host_step(self, interaction: Any, batch: Batch) -> tuple[dict[str, Tensor], Encoded, Embeddings]:
+        """The backbone's named losses and what they are made of; of a backbone that does not keep the contract, an empty `Encoded` and all
+        users and items, once `find_tables` has found them."""
+        if self.multimodal:
+            enc, emb = self.forward_batch(batch)
+            return dict(self.backbone.loss_parts(enc, emb, batch)), enc, emb
+        assert self._tables is not None
+        return self.host_parts(interaction), Encoded({}, {}), Embeddings(*self._tables())
+
+    def find_tables(self) -> None:
+        """For plug-ins that add losses of users and items.
+
+        Raises:
+            ConfigError: the backbone's scores are no inner products of users and items that a training step has.
+        """
+        if self.multimodal:
+            found = type(self.backbone).score is MultimodalRecommender.score
+        else:
+            self.backbone.eval()
+            self._tables = general.live_tables(self.backbone, self.USER_ID)
+            self.backbone.train()
+            found = self._tables is not None
+        if not found:
+            name = self.settings.backbone
+            raise ConfigError(
+                f"{name}+{type(self).__name__}: needs users and items whose inner products are the scores, and {name}'s steps have none"
+            )
+
+    def step_loss(self, interaction: Any) -> StepLoss:
+        """Named losses of a batch: the backbone's own."""
+        return super().step_loss(interaction) if self.multimodal else StepLoss(self.host_parts(interaction))
 
     def host_scores(self, users: Tensor) -> Tensor:
         """(B, I) the backbone's own scores of all items."""
@@ -130,8 +168,16 @@ class Plugin(MultimodalRecommender):
         scorer: Callable[[Tensor], Tensor] = self.backbone.new_scorer(features, items)
         return scorer
 
+    def items_to_encode(self, batch: Batch) -> Tensor | None:
+        items: Tensor | None = None if self.whole else self.backbone.items_to_encode(batch)
+        return items
+
+    def users_to_read(self, batch: Batch) -> Tensor | None:
+        users: Tensor | None = None if self.whole else self.backbone.users_to_read(batch)
+        return users
+
     def row_tables(self) -> list[nn.Parameter]:
-        return [] if self.frozen or not self.multimodal else self.backbone.row_tables()
+        return [] if self.frozen or self.whole or not self.multimodal else self.backbone.row_tables()
 
     def before_epoch(self, epoch: int) -> None:
         if not self.frozen and hasattr(self.backbone, "before_epoch"):
@@ -151,3 +197,13 @@ class Plugin(MultimodalRecommender):
                 f"{self.settings.backbone}: its scores are no inner products of one vector a user and one an item"
             )
         return emb
+
+
+@contextlib.contextmanager
+def apart(config: Any) -> Iterator[None]:
+    """Within the block random numbers begin at the configuration's seed; after it they go on as if nothing had been drawn. What a plug-in
+    draws at its construction thus changes nothing of what its backbone draws while training."""
+    device = torch.device(config["device"])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config["seed"])
+        yield

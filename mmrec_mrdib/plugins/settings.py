@@ -31,7 +31,7 @@ class ChannelSettings(PluginSettings):
     """staged: upper bound of the plug-in's own epochs."""
     stage_patience: int = Field(ge=1, default=1)
     """staged: evaluations in a row without a better valid metric that end them."""
-    stage_batch_size: int = Field(ge=1, default=1024)
+    stage_batch_size: int = Field(ge=1, default=2048)
     """staged: pairs a step of the plug-in's own epochs."""
     stage_learning_rate: float = Field(gt=0, default=0.01)
     """staged: step size of the plug-in's own parameters."""
