@@ -200,6 +200,7 @@ def test_its_terms_are_those_of_the_contracts_plugin(tmp_path):
     weights = {
         "rate_weight": 0.2,
         "redundant_weight": 0.1,
+        "unique_weight": 1.0,
         "mi_estimator": "gaussian",
         "sigma_scale": "absolute",
         **STILL,

@@ -65,7 +65,11 @@ def _in_one_line(error: BaseException, code: Path) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(code)]
     where = f" ({Path(frames[-1].filename).relative_to(code)}, line {frames[-1].lineno})" if frames else ""
-    mend = "its own code stops there; run it by itself to see whether that is so without us, too"
+    mend = (
+        "its own code stops there; run it by itself to see whether that is so without us, too"
+        if frames
+        else "that is a fault of mmrec-mrdib: the lines above say where"
+    )
     if isinstance(error, ModuleNotFoundError) and error.name:
         mend = f"it needs {error.name}: pip install {error.name.partition('.')[0].replace('_', '-')}"
     elif isinstance(error, FileNotFoundError):
@@ -493,7 +497,8 @@ class Suite:
 
         title = f"{name} on {self.task.dataset}, seed {seed} ({self.task.suite})"
         write_atomically(
-            folder / "curves.png", figures.curves(title, trained.epochs, trained.best_epoch, self.valid_metric)
+            folder / "curves.png",
+            figures.curves(title, figures.progress(trained.epochs, self.valid_metric), trained.best_epoch),
         )
 
 
