@@ -26,6 +26,8 @@ _API = {
     "GUME": "mmrec_mrdib.models.gume",
     "MENTOR": "mmrec_mrdib.models.mentor",
     "MRdIB": "mmrec_mrdib.mrdib.plugin",  # wraps any backbone
+    "attach": "mmrec_mrdib.hosts.attach",  # MRdIB on any nn.Module, without RecBole
+    "suggest": "mmrec_mrdib.hosts.suggest",  # where it could be attached
     "MRdIBTrainer": "mmrec_mrdib.trainer",
     "train": "mmrec_mrdib.experiment.run",  # one run: data, model, training, test, run folder
     "load": "mmrec_mrdib.experiment.export",  # a trained run: .recommend(users, k), .embeddings()

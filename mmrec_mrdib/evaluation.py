@@ -5,14 +5,13 @@ RecBole's metric classes still compute every ranking metric that is not one of t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
 
 from mmrec_mrdib.errors import NonFiniteLossError
@@ -59,6 +58,7 @@ class RankingSplit:
         users, items: (E,) the split's interactions.
         masks: pairs (users, items) of interactions whose items are not ranked for their user.
         scores_in_memory: user-item scores computed at a time, but those of MIN_USERS at least.
+        padded: whether item 0 is padding, which is never ranked.
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class RankingSplit:
         n_users: int,
         n_items: int,
         scores_in_memory: int,
+        padded: bool = True,
     ) -> None:
         self.name = name
         self.n_items = n_items
         self.users = torch.unique(users)
         per_block = max(scores_in_memory // n_items, MIN_USERS)
         relevant = by_user(users, items, n_users)
-        pad = torch.arange(n_users, device=users.device)  # item 0 is padding: never ranked
+        pad = torch.arange(n_users if padded else 0, device=users.device)
         mask_users = torch.cat([pad, *(u for u, _ in masks)])
         mask_items = torch.cat([torch.zeros_like(pad), *(i for _, i in masks)])
         masked = by_user(mask_users, mask_items, n_users)
@@ -113,7 +114,13 @@ class Ranking:
 
 def score_all(model: Any, users: Tensor, user_field: str, n_items: int) -> Tensor:
     """(B, I) scores of users (B,), on their device; of models that score pairs only (RecBole's NeuMF, ...) pair by pair, in blocks."""
-    if getattr(type(model), "full_sort_predict", None) is not AbstractRecommender.full_sort_predict:
+    recboles = sys.modules.get("recbole.model.abstract_recommender")  # not loaded: the model is none of RecBole's
+    if recboles is None:
+        scores = model.full_sort_predict({user_field: users})
+        return scores.to(users.device).view(len(users), n_items)
+    from recbole.data.interaction import Interaction
+
+    if getattr(type(model), "full_sort_predict", None) is not recboles.AbstractRecommender.full_sort_predict:
         scores = model.full_sort_predict(Interaction({user_field: users}))
     else:
         pairs = torch.cartesian_prod(users, torch.arange(n_items, device=users.device))

@@ -181,7 +181,9 @@ def baselines() -> list[str]:
 
 
 def _exports(kind: str) -> dict[str, str]:
-    """name -> 'module:Name' of what a sub-package of RecBole's models offers."""
+    """name -> 'module:Name' of what a sub-package of RecBole's models offers; nothing where RecBole is not installed."""
+    if importlib.util.find_spec("recbole") is None:
+        return {}
     init = (paths.recbole_dir() / "model" / kind / "__init__.py").read_text()
     found = re.findall(rf"from (recbole\.model\.{kind}\.\w+) import (\w+)", init)
     return {name: f"{module}:{name}" for module, name in found}

@@ -206,10 +206,10 @@ def test_a_step_reads_the_batch_and_its_histories(tmp_path):
     model = plugged(tmp_path, rate_weight=0.1, redundant_weight=0.1, mi_estimator="gaussian")
     pairs, negative = [(3, 4), (2, 2), (2, 3)], [4, 2, 4]
     batch = Batch(torch.tensor([3, 2, 2]), torch.tensor([4, 2, 3]), torch.tensor(negative), 7)
-    assert model._read(batch)[1].tolist() == [2, 3, 4]
+    assert model.items_to_read(batch).tolist() == [2, 3, 4]
     weights = [e.weight for e in model.own_encoders.values()]
     some = step_of(model, pairs, negative)
-    model._read = lambda batch: (model.content_features(), None)
+    model.items_to_read = lambda batch: None
     whole = step_of(model, pairs, negative)
     assert some.parts.keys() == whole.parts.keys() == {"rate", "redundant", "unique", "synergistic"}
     for name, part in some.parts.items():

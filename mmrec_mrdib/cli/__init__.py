@@ -13,6 +13,7 @@ from mmrec_mrdib.errors import MRdIBError
 
 COMMANDS = {
     "train": "train a model, with or without MRdIB, or both side by side",
+    "host": "run a model of a checkout of MMRec or a suite like it, plain and with MRdIB",
     "leaderboard": "compare models by data sets by seeds: equal tuning, paired tests, tables and a page; also results of other programs",
     "tune": "search the hyper-parameters of a model on the validation split",
     "recommend": "top-K lists of a trained model, in original ids",

@@ -193,7 +193,7 @@ def _show(results: list[dict[str, Any]], models: Sequence[str], dataset: str) ->
 
 
 def comparison(results: list[dict[str, Any]], models: Sequence[str], dataset: str) -> Table:
-    """A table of the test metrics of one or two models: mean over seeds (± standard deviation), and the relative gain."""
+    """A table of the test metrics of some models: mean over seeds (± standard deviation), and the gain of each relative to the first."""
     import statistics
 
     from rich.table import Table
@@ -203,19 +203,19 @@ def comparison(results: list[dict[str, Any]], models: Sequence[str], dataset: st
     seeds = f"{n} seed{'s' if n > 1 else ''}"
     table = Table(title=f"{dataset}, {seeds}: test, at the epoch best on valid", title_justify="left")
     table.add_column("metric")
+    beside = len(models) == 2  # of more, the gain stands in the cell
     for m in models:
-        table.add_column(m, justify="right")
-    if len(models) == 2:
+        table.add_column(m, justify="right", overflow="fold")
+    if beside:
         table.add_column("gain", justify="right")
 
     def row(name: str, values: list[list[float]], digits: int, gain: bool) -> None:
         means = [statistics.fmean(v) for v in values]
-        cells = [
-            f"{mean:.{digits}f}" + (f" ± {statistics.stdev(v):.{digits}f}" if len(v) > 1 else "")
-            for mean, v in zip(means, values, strict=True)
-        ]
-        if len(models) == 2:
-            cells.append(f"{means[1] / means[0] - 1:+.1%}" if gain and means[0] else "")
+        cells = []
+        for n, (mean, v) in enumerate(zip(means, values, strict=True)):
+            cell = f"{mean:.{digits}f}" + (f" ± {statistics.stdev(v):.{digits}f}" if len(v) > 1 else "")
+            change = f"{mean / means[0] - 1:+.1%}" if n and gain and means[0] else ""
+            cells += [cell, change] if n and beside else [f"{cell} ({change})" if change else cell]
         table.add_row(name, *cells)
 
     for metric in results[0]["test"]:

@@ -293,6 +293,10 @@ def load(folder: str | Path, data_path: str | Path | None = None) -> Trained:
     result = record.load_result(folder)
     if "imported" in result:
         raise DataError(f"{folder}: imported from {result['origin']}: its metrics are here, its model is not")
+    if "host" in result:
+        raise DataError(
+            f"{folder}: of a model of {result['host']['root']} ('mmrec-mrdib host'): its metrics are here, its model is in that checkout's code"
+        )
     config = _config(result, data_path)
     splits = prepare(config)
     fingerprint = splits.dataset.fingerprint(splits.parts)

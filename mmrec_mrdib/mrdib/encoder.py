@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmrec_mrdib.encoded import EncodingStage
 from mmrec_mrdib.losses import at_least_single
-from mmrec_mrdib.models.base import EncodingStage
 
 
 class _Sample(torch.autograd.Function):
@@ -87,16 +87,31 @@ class Gaussian(EncodingStage):
         super().__init__()
         self.stream = stream
         self.prior_std = prior_std
-        offsets = {m: math.log(scales[m]) if scales else 0.0 for m in dims}
-        self.bounds = {m: (min_log_var + offset, max_log_var + offset) for m, offset in offsets.items()}
-        self.start = {m: init_log_var + offset for m, offset in offsets.items()}
+        self.bounds = dict.fromkeys(dims, (min_log_var, max_log_var))
+        self.start = dict.fromkeys(dims, init_log_var)
         self.heads = nn.ModuleDict(
             {m: nn.Linear(d, 1 if sigma == "item" else d) for m, d in dims.items() if sigma != "constant"}
         )
-        for m, head in self.heads.items():
+        for head in self.heads.values():
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, self.start[m])
+            nn.init.constant_(head.bias, init_log_var)
+        for m, scale in (scales or {}).items():
+            self.make_relative(m, scale)
+
+    def make_relative(self, modality: str, scale: float, begins: bool = True) -> None:
+        """Take a modality's three log variances, so far absolute, as relative to a mean square of mu.
+
+        Args:
+            begins: whether sigma is to start from there; otherwise the head has learned already, and only the bounds are told.
+        """
+        offset = math.log(scale)
+        low, high = self.bounds[modality]
+        self.bounds[modality], self.start[modality] = (low + offset, high + offset), self.start[modality] + offset
+        if begins and modality in self.heads:
+            head = self.heads[modality]
+            assert isinstance(head, nn.Linear)
+            nn.init.constant_(head.bias, self.start[modality])
 
     def encode(
         self, modality: str, encoder: Callable[[Tensor], Tensor], features: Tensor

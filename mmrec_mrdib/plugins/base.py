@@ -28,7 +28,8 @@ from mmrec_mrdib.models.base import (
     MultimodalRecommender,
     StepLoss,
 )
-from mmrec_mrdib.schema import Settings
+from mmrec_mrdib.plugins.settings import JointSettings as JointSettings
+from mmrec_mrdib.plugins.settings import PluginSettings as PluginSettings
 from mmrec_mrdib.steps import Step
 
 # What no two plug-ins of one model can do.
@@ -37,20 +38,6 @@ SEAMS = {
     "readout": "add a readout to the scores",
     "step": "change the trainer's step",
 }
-
-
-class JointSettings(Settings):
-    """Of a plug-in that always trains together with its backbone."""
-
-    backbone: str
-    """Name of the model that is wrapped: a plain one, or one with plug-ins of its own."""
-    preset: str | None = None
-    """Name of a set of values, properties/plugin/<Plugin>-<preset>.yaml, that replaces the defaults."""
-
-
-class PluginSettings(JointSettings):
-    training: Literal["staged", "joint"]
-    """staged: the backbone is trained first, as it is without the plug-in, and stays as it was; joint: both at once."""
 
 
 class Draws:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mmrec_mrdib.models.base import Batch, Encoded
+from mmrec_mrdib.encoded import Batch, Encoded
 
 
 class Objective(nn.Module, ABC):

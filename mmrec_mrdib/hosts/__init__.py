@@ -1,0 +1,1 @@
+"""MRdIB on models of other code: `attach.py` for any `nn.Module`, `suite.py` and `child.py` for checkouts of whole suites."""
