@@ -169,6 +169,8 @@ class Config(recbole.config.Config):
         external = self.external_config_dict
         self._dataset_folder = paths.find_dataset(dataset, external.get("data_path"))
         backbone = external.get("backbone") if model in registry.PLUGINS else None
+        if backbone is not None and not isinstance(backbone, str):
+            raise ConfigError(f"backbone={backbone!r}: expected the name of a model, as in backbone: VBPR")
         preset = external.get("preset") if backbone else None
         host = registry.variant(backbone or model)
         if model in registry.PLUGINS and not backbone:

@@ -6,6 +6,7 @@ from mmrec_mrdib import process
 
 process.settle()  # as the command line does: spinning workers make these tests a hundred times slower beside other work
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell ignores Ctrl-C for what it starts in the background, and tests are about it
+):  # as a shell starts what is in the background; tests are about Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -31,6 +32,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMREC_MRDIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels() -> Iterator[None]:
+    """Commands set the level of what they tell, in this process, too."""
+    loggers = logging.getLogger(), logging.getLogger("mmrec_mrdib")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,8 @@ def forked(monkeypatch):
     stock = subprocess.run
 
     def run(command, **kwargs):
+        if "mmrec_mrdib.hosts.child" not in command:
+            return stock(command, **kwargs)
         sys.stdout.flush(), sys.stderr.flush()
         if (pid := os.fork()) == 0:
             suite.subprocess.run = stock
@@ -145,6 +147,16 @@ def test_runs_of_hosts_are_as_ours(checkout, tmp_path, forked, capfd):
         from mmrec_mrdib.experiment.export import load
 
         load(plain["folder"])
+    # On to a board, beside a model of ours.
+    place = ["--dataset", "mini", "--data_path", str(checkout / "data"), "--runs", str(tmp_path / "board")]
+    for run in (plain, ours):
+        assert cli.main(["leaderboard", "import-run", str(run["folder"]), *place]) == 0
+    words = ["leaderboard", "--models", "Pop", "--datasets", "mini", "--seeds", "1", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, *place[2:]]) == 0
+    rows = {r["model"]: r for r in json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]}
+    for run in (plain, ours):
+        assert rows[f"{run['model']} [hosts]"]["mean"]["recall@20"] == run["test"]["recall@20"]
+        assert rows[f"{run['model']} [hosts]"]["source"] == "measured"
 
 
 def test_projections_of_the_host_and_what_stops_it(checkout, tmp_path, forked, capfd):
