@@ -219,9 +219,9 @@ def test_one_step_is_a_hand_written_adam_step(toy, tmp_path):
 
 
 def test_non_finite_loss_names_the_term(fit, monkeypatch):
-    from mmrec_mrdib.mrdib import plugin
+    from mmrec_mrdib.mrdib import terms
 
-    monkeypatch.setattr(plugin, "rate", lambda kl, present=None: kl.sum() * float("nan"))
+    monkeypatch.setattr(terms, "rate", lambda kl, present=None: kl.sum() * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"rate.*in epoch 0, batch 0"):
         fit()
 
