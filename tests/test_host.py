@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ from mmrec_mrdib import cli
 from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import make_config, prepare
-from mmrec_mrdib.hosts import child, suite
+from mmrec_mrdib.hosts import child, repairs, suite
 from mmrec_mrdib.significance import paired_bootstrap
 from mmrec_mrdib.testing.suite import pickled_graph, write_suite
 from tests.conftest import ROOT
@@ -206,6 +207,30 @@ def test_pickles_are_for_those_who_trust_them(checkout, tmp_path, forked, capfd)
         assert "a pickle can run any code" in capfd.readouterr().err
     finally:
         file.unlink()
+
+
+@pytest.mark.parametrize("how", ["pickle.load(file)", "pickle.loads(file.read())", "pickle.Unpickler(file).load()"])
+def test_what_the_checkouts_own_code_unpickles(tmp_path, how):
+    """Refused whichever way it asks, and to nobody else: in a fork, as the repairs stay in their process."""
+    (tmp_path / "thing.pkl").write_bytes(pickle.dumps({"a": 1}))
+    code = f"import pickle\ndef read(path):\n    with open(path, 'rb') as file:\n        return {how}\n"
+    ended = []
+    for trust in (False, True):
+        if (pid := os.fork()) == 0:
+            repairs.apply(tmp_path, trust)
+            of_checkout, of_others = {}, {}
+            exec(compile(code, str(tmp_path / "models" / "model.py"), "exec"), of_checkout)
+            exec(compile(code, "/elsewhere.py", "exec"), of_others)
+            try:
+                good = of_others["read"](tmp_path / "thing.pkl") == {"a": 1}
+                good &= of_checkout["read"](tmp_path / "thing.pkl") == {"a": 1}
+                os._exit(0 if good else 3)
+            except ConfigError as error:
+                os._exit(2 if good and str(error).endswith("--trust") else 3)
+            except BaseException:
+                os._exit(4)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert ended == [2, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mmrec_mrdib
+from mmrec_mrdib import general
 from mmrec_mrdib import trainer as trainer_module
 from mmrec_mrdib.errors import ContractError
 from mmrec_mrdib.experiment.record import load_checkpoint
@@ -138,3 +139,16 @@ def test_where_each_step_has_to_do_with_all_rows_adam_stays_dense(toy, values, r
     config = make_config("VBPR", "toy", 1, values={"data_path": str(toy), "train_batch_size": 8, **values})
     trainer = MRdIBTrainer(config, VBPR(config, prepare(config).parts[0]), toy / "run")
     assert type(trainer.optimizer) is torch.optim.Adam
+
+
+def test_histories_that_read_all_rows_leave_adam_dense(toy, rows_pay):
+    """The backbone's own encoders under history views: each step encodes the whole catalogue, more than the batch's rows."""
+    values = {"encoders": "backbone", "user_view": "history", "training": "joint", "readout": "none"}
+    config = make_config(
+        "VBPR+MRdIB", "toy", 1, values={"data_path": str(toy), "epochs": 1, "train_batch_size": 8} | values
+    )
+    splits = prepare(config)
+    model = general.build(config, splits.parts[0])
+    fitted = MRdIBTrainer(config, model, toy)
+    assert model.backbone.row_tables() and not fitted._row_tables()
+    fitted._train_epoch(splits.train, 0)  # by rows it would read what it has not announced

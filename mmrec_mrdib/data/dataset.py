@@ -403,22 +403,9 @@ class MultimodalDataset(Dataset):
     def split_fingerprint(self, parts: Iterable[Dataset]) -> str:
         """Hash of what is ranked and judged, the ids of users and items and their interactions in each split, in whatever layout or order
         they are stored, and whatever the features (hex, 16 digits). Two results with the same one can be compared."""
-        digest = hashlib.blake2b(digest_size=8)
-        places = []
-        for field in (self.uid_field, self.iid_field):
-            tokens = np.asarray(self.field2id_token[field][1:], dtype=str)
-            order = np.argsort(tokens)
-            digest.update("\n".join([*tokens[order], ""]).encode())
-            places.append(np.empty(len(tokens) + 1, dtype=np.int64))
-            places[-1][order + 1] = np.arange(len(tokens))
-        for part in parts:
-            users, items = (
-                place[part.inter_feat[f].numpy()]
-                for place, f in zip(places, (self.uid_field, self.iid_field), strict=True)
-            )
-            pairs = np.sort(users * self.item_num + items)
-            digest.update(str(len(pairs)).encode() + pairs.tobytes())
-        return digest.hexdigest()
+        fields = self.uid_field, self.iid_field
+        pairs = ([part.inter_feat[f].numpy() - 1 for f in fields] for part in parts)  # without padding
+        return filters.split_fingerprint([self.field2id_token[f][1:] for f in fields], ((u, i) for u, i in pairs))
 
     def fingerprint(self, parts: Iterable[Dataset]) -> str:
         """Hash of all that a model sees of the data: the splits and the features (hex, 16 digits)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,25 @@ def by_number(columns: Sequence[np.ndarray], limits: Sequence[Intervals | None])
         if not outside.any():
             return keep, gone
         keep[left[outside]] = False
+
+
+def split_fingerprint(ids: Sequence[np.ndarray], parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Hash of what is ranked and judged: the ids of users and of items, and their interactions in each split, in whatever order they are
+    stored (hex, 16 digits). Two results with the same one can be compared.
+
+    Args:
+        ids: (U,) of the users and (I,) of the items, each once.
+        parts: of each split (users (E,), items (E,)) as places in `ids`; a pair that stands there twice counts once.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    ranks = []
+    for each in ids:
+        tokens = np.asarray(each).astype(str)
+        order = np.argsort(tokens)
+        digest.update("\n".join([*tokens[order], ""]).encode())
+        ranks.append(np.empty(len(tokens), dtype=np.int64))
+        ranks[-1][order] = np.arange(len(tokens))
+    for users, items in parts:
+        keys = np.unique(ranks[0][users] * (len(ranks[1]) + 1) + ranks[1][items])
+        digest.update(str(len(keys)).encode() + keys.tobytes())
+    return digest.hexdigest()

@@ -442,9 +442,10 @@ class Attached(Terms, Readout):
             )
         if self.weight.device != output.device:
             self.to(output.device)
-        again = self._outputs.get(path)
         state = self._states(output.device)
-        if again is not None and again[0] == self._forwards:
+        before = self._outputs.get(path)
+        again = before if before is not None and before[0] == self._forwards else None  # in the same forward
+        if again is not None:
             if not torch.equal(again[1], output.detach()):
                 raise ContractError(
                     f"projections: '{path}' is called twice in one forward, with different inputs: the objectives would see one of the two. "
@@ -453,12 +454,8 @@ class Attached(Terms, Readout):
             self._restore(again[2])  # the same noise: one sample a forward
         with self._stream(output.device):
             out = self._sampled(path, module, x, output)
-        self._outputs[path] = (
-            self._forwards,
-            output.detach(),
-            state if again is None or again[0] != self._forwards else again[2],
-        )
-        if again is not None and again[0] == self._forwards:
+        self._outputs[path] = (self._forwards, output.detach(), state if again is None else again[2])
+        if again is not None:
             self._restore(state)
         return out
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrec_mrdib import registry
+from mmrec_mrdib.data.filters import split_fingerprint
 from mmrec_mrdib.errors import ConfigError, ContractError, DataError, MRdIBError, NonFiniteLossError
 from mmrec_mrdib.evaluation import PER_USER, Popularity, Ranking, RankingSplit, rank
 from mmrec_mrdib.hosts import repairs
@@ -472,22 +473,11 @@ class Suite:
         return digest.hexdigest()
 
     def _splits(self) -> str:
-        """Hash of the ids of users and items and of their interactions in each split, whatever the order: the one of a MultimodalDataset."""
-        digest = hashlib.blake2b(digest_size=8)
-        places = []
-        for field_name in (self.config["USER_ID_FIELD"], self.config["ITEM_ID_FIELD"]):
-            ids = np.unique(self.whole[field_name].to_numpy(dtype=np.int64))
-            tokens = ids.astype(str)
-            order = np.argsort(tokens)
-            digest.update("\n".join([*tokens[order], ""]).encode())
-            place = np.zeros(ids.max() + 1, dtype=np.int64)
-            place[ids[order]] = np.arange(len(ids))
-            places.append(place)
-        for users, items in self.pairs:
-            keys = places[0][users.cpu().numpy()] * (len(tokens) + 1) + places[1][items.cpu().numpy()]
-            keys = np.unique(keys)  # a pair that stands there twice is one
-            digest.update(str(len(keys)).encode() + keys.tobytes())
-        return digest.hexdigest()
+        """The one of a MultimodalDataset of the same files."""
+        fields = self.config["USER_ID_FIELD"], self.config["ITEM_ID_FIELD"]
+        ids = [np.unique(self.whole[f].to_numpy(dtype=np.int64)) for f in fields]
+        pairs = ([np.searchsorted(known, x.cpu().numpy()) for known, x in zip(ids, p, strict=True)] for p in self.pairs)
+        return split_fingerprint(ids, ((u, i) for u, i in pairs))
 
     def _pictures(self, folder: Path, name: str, seed: int, trained: Trained) -> None:
         if importlib.util.find_spec("matplotlib") is None or "matplotlib" in " ".join(repairs.USED):

@@ -252,6 +252,14 @@ def _pickles(checkout: Path, trust: bool) -> None:
 
         setattr(module, name, guarded)
 
+    class Guarded(pickle.Unpickler):  # a class, as others derive theirs from it
+        def __init__(self, file: Any, *args: Any, **kwargs: Any) -> None:
+            if Path(sys._getframe(1).f_code.co_filename).is_relative_to(checkout):
+                raise refuse("pickle.Unpickler", file)
+            super().__init__(file, *args, **kwargs)
+
+    pickle.Unpickler = Guarded  # type: ignore[misc]
+
 
 def _pandas() -> Any:
     import pandas
