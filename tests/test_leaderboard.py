@@ -231,6 +231,24 @@ def test_only_a_significant_gain_is_bold(tmp_path, significant, gain, bold):
     assert ("p 0.2 over users" in tables.markdown(content)) != significant
 
 
+@pytest.mark.parametrize(
+    ("variant", "model", "name"),
+    [
+        ("mrdib-paper", "VBPR+MRdIB (paper)", "+MRdIB (paper)"),
+        ("mrdib+mg", "VBPR+MRdIB+MG", "+MRdIB+MG"),
+        ("mg+mrdib-paper", "VBPR+MG+MRdIB (paper)", "+MG+MRdIB (paper)"),
+        ("x", "Theirs+X", "+x"),  # another program's
+    ],
+)
+def test_every_form_names_variants_of_several_plug_ins_and_of_others(tmp_path, variant, model, name):
+    content = fake(True, 0.1)
+    content["rows"][1] |= {"variant": variant, "model": model}
+    content["comparisons"][0]["model"] = model
+    assert tables.titled(variant) == name
+    tables.write(content, tmp_path)
+    assert name in (tmp_path / "gains.svg").read_text() and model in (tmp_path / "leaderboard.html").read_text()
+
+
 def side(rng, gain=0.0, seeds=5, users=150, sd=0.01):
     """(S, N) metrics of a plain model and of one that is better by `gain`."""
     before = 0.2 + sd * rng.standard_normal((seeds, 1)) + 0.1 * rng.standard_normal((seeds, users))

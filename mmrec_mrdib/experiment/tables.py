@@ -156,8 +156,13 @@ def _colours(board: Board) -> dict[str, str]:
 
 
 def titled(variant: str) -> str:
-    """'mrdib-unique' -> '+MRdIB (unique)'; 'plain'."""
-    return variant if variant == "plain" else registry.Variant("", *registry.kinds()[variant]).name
+    """'mrdib-unique' -> '+MRdIB (unique)', 'mrdib+mg' -> '+MRdIB+MG'; 'plain'; what another program has beside 'NAME', '+x', as it is."""
+    if variant == "plain":
+        return variant
+    try:
+        return registry.of_kind("", variant).name
+    except ConfigError:
+        return f"+{variant}"
 
 
 def _datasets(board: Board) -> Iterator[tuple[str, list[dict[str, Any]]]]:
