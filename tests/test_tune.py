@@ -273,6 +273,24 @@ def test_two_processes_share_one_study(toy):
     assert found.trials == 6 == sum(line.startswith("trial ") for line in told), told
 
 
+def test_the_last_trial_is_begun_once(toy, monkeypatch):
+    """Another process begins and ends it after this one saw that a trial is missing, and before it began one itself."""
+    study = study_of(toy, search(toy, 1).study)
+    own = optuna.samplers.TPESampler
+
+    def the_other_is_faster(**options):
+        if options and len(study.trials) == 1:  # a study makes one without options when it is opened
+            study.tell(study.ask(), 0.0)
+        return own(**options)
+
+    monkeypatch.setattr(optuna.samplers, "TPESampler", the_other_is_faster)
+    told = []
+    assert search(toy, 2, told=told.append).trials == 2 and not told
+    assert [sorted(t.params) for t in study.trials] == [sorted(SPACE), [], []]
+    assert "surplus" in study.trials[2].user_attrs
+    assert search(toy, 3, told=told.append).trials == 3 and len(told) == 1  # a larger budget goes on
+
+
 def test_a_process_that_is_too_late_to_create_the_tables_opens_them(toy, monkeypatch):
     """As seen with SQLite: two processes find an empty database, and one of them creates its tables first."""
     original, calls = optuna.storages.RDBStorage.__init__, []

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 # What two processes get that both find an empty database and both create its tables: one of them is too late.
 _TOO_LATE = ("IntegrityError", "ProgrammingError", "StorageInternalError")
 _HEARTBEAT = 20  # seconds; a trial whose process was not heard of for three of them is lost
-_PROCESS, _DUPLICATE, _FAILED, _DIVERGED, _CODE = "process", "duplicate_of", "failed", "diverged", "code"  # of a trial
+_PROCESS, _FAILED, _DIVERGED, _CODE = "process", "failed", "diverged", "code"  # of a trial
+_DUPLICATE, _SURPLUS = "duplicate_of", "surplus"  # of a trial that is not trained and does not count
 _RETRIED = "retried"  # of the study: failed trials whose points were queued again
 _WARMUP_EPOCHS = 10  # no trial is pruned before
 _PATIENCE = 5  # trials that are never pruned
@@ -220,6 +221,9 @@ def tune(
     def objective(trial: Any) -> float:
         trial.set_user_attr(_PROCESS, _this_process())
         trial.set_user_attr(_CODE, record.code())
+        if _ahead(library, study, trial.number) >= trials:  # another process began the last one at the same moment
+            trial.set_user_attr(_SURPLUS, True)
+            raise library.TrialPruned
         params = {
             k: json.loads(trial.suggest_categorical(k, [json.dumps(v) for v in choices]))
             for k, choices in space.items()
@@ -399,10 +403,22 @@ def _finished(library: Any, study: Any) -> list[Any]:
 def _counted(library: Any, study: Any) -> list[Any]:
     """Each point once: two processes may have tried the same one."""
     first: dict[str, Any] = {}
-    for trial in _finished(library, study):
-        if _DUPLICATE not in trial.user_attrs:
-            first.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+    for trial in filter(_counts, _finished(library, study)):
+        first.setdefault(json.dumps(trial.params, sort_keys=True), trial)
     return list(first.values())
+
+
+def _counts(trial: Any) -> bool:
+    return not {_DUPLICATE, _SURPLUS} & trial.user_attrs.keys()
+
+
+def _ahead(library: Any, study: Any, number: int) -> int:
+    """Trials before `number` that count, or will: one reading, so that one which ends meanwhile is not missed."""
+    state = library.trial.TrialState
+    states = (state.COMPLETE, state.PRUNED, state.RUNNING)
+    before = [t for t in study.get_trials(deepcopy=False, states=states) if t.number < number and _counts(t)]
+    finished = {json.dumps(t.params, sort_keys=True) for t in before if t.state != state.RUNNING}
+    return len(finished) + sum(t.state == state.RUNNING for t in before)
 
 
 def _same_point(library: Any, study: Any, trial: Any) -> Any:
@@ -410,7 +426,7 @@ def _same_point(library: Any, study: Any, trial: Any) -> Any:
     running = study.get_trials(deepcopy=False, states=(library.trial.TrialState.RUNNING,))
     others = [
         *_counted(library, study),
-        *(t for t in running if t.number < trial.number and _DUPLICATE not in t.user_attrs),
+        *(t for t in running if t.number < trial.number and _counts(t)),
     ]
     return next((t for t in others if t.params == trial.params), None)
 
