@@ -110,14 +110,15 @@ def contrasts(splits, d: int = 64) -> dict[str, Callable[[], object]]:
 
 
 def alternate(sides: dict[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns."""
+    """Median seconds of each side; the sides take turns. With one thread, of CPU time: what else the machine does counts little."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(rounds + warmup):
         for name, call in sides.items():
-            started = time.perf_counter()
+            started = clock()
             call()
             if n >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
