@@ -113,13 +113,16 @@ class Study:
         """A part's board; `values` are parameters of its own."""
         return Spec(
             models=self.models or part.models,
-            datasets=self.datasets or part.datasets,
+            datasets=self.of(part),
             seeds=self.seeds or part.seeds,
             variants=part.variants,
             metrics=METRICS,
             values={**VALUES, **self.values, **values},
             data_path=self.data_path,
         )
+
+    def of(self, part: Part) -> tuple[str, ...]:
+        return self.datasets or part.datasets
 
     def measured(self, name: str, payloads: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Run folder -> what `measure` makes of it; kept in OUT/NAME-measured.json and measured anew when the run's result has changed."""
@@ -333,13 +336,16 @@ def corrupted_part(study: Study, part: Part) -> Outcome:
 
 
 def slices_part(study: Study, part: Part) -> Outcome:
-    board, done = dataclasses.replace(study, train=False).board(study.spec(part))
-    payloads = {
-        Path(result["folder"]).name: payload("slices", cell, result)
-        for cell in done
-        for result in cell.results.values()
-    }
-    known = study.measured("slices", payloads)
+    if study.boards:
+        board, results = study.given(), []
+        board["rows"] = [r for r in board["rows"] if r["variant"] in part.variants and r["dataset"] in study.of(part)]
+        for name in (Path(folder).name for row in board["rows"] for folder in row["folders"]):
+            if (study.runs / name / "result.json").is_file():
+                results.append(record.load_result(study.runs / name) | {"folder": str(study.runs / name)})
+    else:
+        board, done = dataclasses.replace(study, train=False).board(study.spec(part))
+        results = [result for cell in done for result in cell.results.values()]
+    known = study.measured("slices", {Path(r["folder"]).name: payload("slices", study, r) for r in results})
     lines = [f"Share of the test interactions found in the top {K}, mean over seeds. {GONE}: not run.", ""]
     heads = {"popularity": "training interactions of the item", "history": "training items of the user"}
     for by, head in heads.items():
@@ -365,8 +371,8 @@ def slices_part(study: Study, part: Part) -> Outcome:
     return {"board": board, "slices": known}, lines[:-1]
 
 
-def payload(kind: str, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": kind, "folder": result["folder"], "data_path": cell.values.get("data_path"), "test": result["test"]}
+def payload(kind: str, study: Study, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "folder": result["folder"], "data_path": study.data_path, "test": result["test"]}
 
 
 def new_part(study: Study, part: Part) -> Outcome:
@@ -410,9 +416,10 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
     target = study.output / "without-users"
     for (model, dataset), values in whole.items():
         new_users.without(make_config(model, dataset, spec.seeds[0], values=values), HELD_OUT, target)
-    board, done = study.board(dataclasses.replace(spec, data_path=str(target)))
+    held = dataclasses.replace(study, data_path=str(target))
+    board, done = study.board(dataclasses.replace(spec, data_path=held.data_path))
     payloads = {
-        Path(result["folder"]).name: {**payload("users", cell, result), "whole": whole[cell.model, cell.dataset]}
+        Path(result["folder"]).name: {**payload("users", held, result), "whole": whole[cell.model, cell.dataset]}
         for cell in done
         for result in cell.results.values()
     }
@@ -538,7 +545,8 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument(
         "--boards", type=Path, nargs="+", default=[], metavar="FILE.json",
-        help="main and components from boards that 'mmrec-mrdib leaderboard' wrote, as with --tune; nothing is trained",
+        help="main, components and slices from boards that 'mmrec-mrdib leaderboard' wrote, as with --tune; nothing is trained; slices "
+        "are measured on those of their runs that are in RUNS",
     )  # fmt: skip
     out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: %(default)s)")
     out.add_argument(
@@ -626,12 +634,10 @@ def check(study: Study, chosen: Sequence[str], docs: Path | None) -> None:
     """
     if study.boards and (lost := [str(p) for p in study.boards if not p.is_file()]):
         raise ConfigError(f"--boards: no such file: {', '.join(lost)}")
-    if study.boards and not set(chosen) <= {"main", "components"}:
-        raise ConfigError("--boards is for --parts=main or --parts=components")
+    if study.boards and not set(chosen) <= {"main", "components", "slices"}:
+        raise ConfigError("--boards is for --parts=main, components or slices")
     folder = Path(study.data_path) if study.data_path is not None else None
-    for dataset in (
-        () if study.boards else dict.fromkeys(d for name in chosen for d in study.datasets or PARTS[name].datasets)
-    ):
+    for dataset in () if study.boards else dict.fromkeys(d for name in chosen for d in study.of(PARTS[name])):
         if dataset not in paths.BUILTIN_DATASETS and not (folder and (folder / dataset).is_dir()):
             where = f"in --data_path={folder}" if folder else "without --data_path=DIR"
             raise ConfigError(f"no data set '{dataset}' {where}; choose others with --datasets")

@@ -1,9 +1,6 @@
 """The study's command: all parts on a toy data set, what is partly there, and new users by hand."""
 
-import importlib.util
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -53,12 +50,6 @@ def small(monkeypatch):
     monkeypatch.setattr(figures, "curves", lambda *given: b"")
     few = leaderboard.paired_bootstrap
     monkeypatch.setattr(leaderboard, "paired_bootstrap", lambda users, resamples: few(users, resamples=20))
-    if importlib.util.find_spec("mmrec_mrdib.experiment.slices") is None:
-        double = types.ModuleType("slices")
-        double.by_popularity = double.by_history = lambda trained, k, split: {
-            "0": {"interactions": 4, "found": 1, "share": 0.25}
-        }
-        monkeypatch.setitem(sys.modules, "mmrec_mrdib.experiment.slices", double)
 
 
 def call_study(folder, *more):
@@ -98,6 +89,12 @@ def test_every_part_on_a_toy_set_and_again_without_training(folder, monkeypatch)
     assert "| toy | LightGCN | – | – | – |" in page and "| has no score for new items |" in page
 
     monkeypatch.setattr(leaderboard, "run", None)  # a call would fail
+    board, other = folder / "out" / "main" / "leaderboard.json", folder / "other"
+    places = ["--data_path", str(folder / "data"), "--runs", str(folder / "runs"), "--output", str(other)]
+    assert study.main(["--boards", str(board), "--datasets", "toy", *places, "--parts", "slices"]) == 0
+    text = [(out / "slices.md").read_text().split("\n", 1)[1] for out in (folder / "out", other)]
+    assert text[0] == text[1] and json.loads((other / "slices.json").read_text())["slices"] == made["slices"]["slices"]
+
     monkeypatch.setattr(study, "measure", None)
     assert call_study(folder, "--no_training", "--parts", ",".join(both)) == 0
     again = {name: json.loads((folder / "out" / f"{name}.json").read_text()) for name in both}
