@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.study import GONE, percent, table
-from mmrec_mrdib.experiment import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 USELESS = (0, 16, 64)
@@ -71,26 +70,19 @@ def board(options: argparse.Namespace) -> Any:
 
 
 def lines(board: Any) -> list[str]:
-    """Table 1: a variant's metric on each data set, and what it keeps of it with all the useless columns, ± over seeds. Table 2: gains where
+    """Table 1: a model's metric on each data set, and what it keeps of it with all the useless columns, ± over seeds. Table 2: gains where
     the features are independent of who likes what, with the board's intervals, over plain and over constant noise."""
-    rows = {(row["variant"], row["dataset"]): row for row in board["rows"]}
-    out = []
-    for variant in VARIANTS.split(","):
-        values = [rows[variant, f"planted-{k}"]["values"][METRIC] for k in USELESS]
-        kept = [last / first for first, last in zip(values[0], values[-1], strict=True)]
-        shown = [f"{statistics.fmean(v):.3f}" for v in values]
-        out.append(
-            [
-                tables.titled(variant),
-                *shown,
-                f"{statistics.fmean(kept):.0%} ± {statistics.stdev(kept):.0%}".replace("%", " %"),
-            ]
-        )
+    rows = {(row["model"], row["dataset"]): row for row in board["rows"] if row["values"]}
+    models = list(dict.fromkeys(model for model, _ in rows))
     found = {(c["model"], c["against"]): c for c in board["comparisons"] if c["dataset"] == "independent"}
-    gains = []
-    for variant in VARIANTS.split(",")[1:]:
-        model = rows[variant, "independent"]["model"]
-        gains.append([tables.titled(variant), *(interval(found.get((model, other))) for other in ("plain", "noise"))])
+    out, gains = [], []
+    for model in models:
+        values = [rows[model, f"planted-{k}"]["values"][METRIC] for k in USELESS]
+        kept = [last / first for first, last in zip(values[0], values[-1], strict=True)]
+        share = f"{statistics.fmean(kept):.0%} ± {statistics.stdev(kept):.0%}".replace("%", " %")
+        out.append([model, *(f"{statistics.fmean(v):.4f}" for v in values), share])
+        if rows[model, "independent"]["variant"] != "plain":
+            gains.append([model, *(interval(found.get((model, other))) for other in ("plain", "noise"))])
     useless = [f"{k} useless" for k in USELESS]
     return [*table(["", *useless, "kept"], out), "", *table(["independent", "over plain", "over +Noise"], gains)]
 
