@@ -60,7 +60,7 @@ def board(options: argparse.Namespace) -> Any:
     data = options.output / "data"
     write(data)
     command = [
-        sys.executable, "-c", "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))", "leaderboard", "--models", "VBPR", "--data_path", str(data),
+        sys.executable, "-c", "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))", "leaderboard", "--models", "VBPR,BPR", "--data_path", str(data),
         "--datasets", ",".join([*(f"planted-{k}" for k in USELESS), "independent"]), "--variants", VARIANTS, "--against", "noise",
         "--seeds", str(options.seeds), "--feature_norm=standard", "--learning_rate=0.005", f"--epochs={options.epochs}",
         "--stopping_step=10", "--columns", METRIC, "--runs", str(options.output / "runs"), "--output", str(options.output / "board"),
