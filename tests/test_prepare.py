@@ -103,6 +103,56 @@ def test_time_is_needed_to_split_by_it():
         finish(collector.table(), 1, "time", RATIOS, 0)
 
 
+# Times are distinct but for 8 and 10: before 8 there are 7 interactions, before 9 there are 9, and 8 of 12 are asked for.
+BY_TIME = [
+    ("a", "i1", 1), ("a", "i2", 2), ("b", "i1", 3), ("b", "i2", 4), ("a", "i3", 5), ("b", "i3", 6), ("c", "i1", 7),
+    ("c", "i2", 8), ("b", "i4", 8), ("a", "i5", 9), ("d", "i6", 10), ("c", "i3", 10),
+]  # fmt: skip
+
+
+def by_time(tmp_path, rows, *more):
+    (tmp_path / "log.csv").write_text("".join(f"{u},{i},{t}\n" for u, i, t in [("user", "item", "time"), *rows]))
+    columns = ["--user", "user", "--item", "item", "--time", "time", "--core", 1, "--output", tmp_path / "out"]
+    return run("csv", "--interactions", tmp_path / "log.csv", *columns, "--split", "global-time", *more)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_point_in_time_for_all_users(tmp_path, capsys, seed):
+    rows = random.Random(seed).sample(BY_TIME, len(BY_TIME))
+    assert by_time(tmp_path, rows, "--ratios", "8:2:2") == 0
+    out = capsys.readouterr().out
+    assert "3 users, 5 items, 11 of 12 interactions" in out and "train 7, valid 3, test 1" in out
+    assert "split at valid from 8, test from 10" in out
+    assert "1 users, left out with 1 interactions and 1 items that nobody else has; 2 items, kept" in out
+    folder = tmp_path / "out"
+    users, items = ((folder / f"{n}.txt").read_text().split() for n in ("users", "items"))
+    assert (users, items) == (["a", "b", "c"], ["i1", "i2", "i3", "i4", "i5"])  # d and i6 are gone
+    frame = pd.read_csv(folder / "out.inter", sep="\t")
+    found = {(users[r.userID], items[r.itemID], r.timestamp): r.x_label for r in frame.itertuples()}
+    assert found == {
+        r: 0 if r[2] < 8 else 1 if r[2] < 10 else 2 for r in BY_TIME if r[0] != "d"
+    }  # the tie at 8 is valid
+    record = json.loads((folder / "prepared.json").read_text())
+    assert record["split"] == "global-time" and record["split_points"] == {"valid": 8, "test": 10}
+    assert record["fallen_out"] == {"users": 1, "items": 1, "interactions": 1, "items_never_trained": 2}
+
+
+def test_points_in_time_of_few_times(tmp_path, capsys):
+    assert by_time(tmp_path, [("a", "i", 1), ("a", "j", 1), ("a", "k", 2)]) == 2
+    assert "2 distinct times cannot make 3 parts" in capsys.readouterr().err
+    assert by_time(tmp_path, [(f"u{t}", "i", t) for t in range(20)]) == 2
+    assert "all users of the valid part are new" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert by_time(tmp_path, BY_TIME, "--ratios", "8:0:2") == 0  # no valid part was asked for
+    assert "train 10, valid 0, test 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [(3, 1, 2), (1, 2, 3)])
+def test_every_part_with_a_share_gets_something(order):
+    labels = collected([(1, n, t) for n, t in enumerate((1, 1, 1, *order))]).split("global-time", RATIOS, 0)
+    assert dict(zip((1, 1, 1, *order), labels.tolist(), strict=True)) == {1: 0, 2: 1, 3: 2}
+
+
 # Amazon.
 
 YEARS = {

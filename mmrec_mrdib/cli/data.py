@@ -14,6 +14,7 @@ from typing import Any
 from mmrec_mrdib.cli import parameters
 from mmrec_mrdib.errors import ConfigError, DataError
 
+_How = tuple[int, Any, tuple[float, float, float], int]
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a modality: it becomes part of file names
 
 
@@ -86,10 +87,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--core", type=int, default=5, metavar="K", help="keep users and items with K interactions (default 5)"
     )
     parser.add_argument(
-        "--order", choices=("random", "time"), default="random", help="which of a user's are test: default random"
+        "--split",
+        "--order",
+        choices=("random", "time", "global-time"),
+        default="random",
+        help="test is: a random part of each user's (default), each user's last ones, or all from one point in time on, the same for all users",
     )
     parser.add_argument(
-        "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test of each user (default 8:1:1)"
+        "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test: of each user, or of all (default 8:1:1)"
     )
     parser.add_argument("--seed", type=int, default=2020, help="of the random split (default 2020)")
 
@@ -299,8 +304,8 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, float, float], int]:
-    """core, order, ratios and seed; checked, with the target, before any work."""
+def _split_options(options: argparse.Namespace) -> _How:
+    """core, split, ratios and seed; checked, with the target, before any work."""
     from mmrec_mrdib.data.prepare import check_target
 
     check_target(options.output)
@@ -313,7 +318,7 @@ def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, 
         raise ConfigError(f"--ratios={options.ratios}: expected three numbers such as 8:1:1, the first above 0")
     if options.core < 1 or getattr(options, "max_bad", 0) < 0 or options.seed < 0:
         raise ConfigError("--core must be 1 or more, --max-bad and --seed 0 or more")
-    return options.core, options.order, (ratios[0], ratios[1], ratios[2]), options.seed
+    return options.core, options.split, (ratios[0], ratios[1], ratios[2]), options.seed
 
 
 def _amazon(options: argparse.Namespace) -> int:
@@ -324,11 +329,11 @@ def _amazon(options: argparse.Namespace) -> int:
     show = sys.stderr.isatty()
     collector = prepare.Collector()
     skipped = [amazon.read_reviews(path, collector, options.max_bad, show) for path in options.reviews]
-    table, labels = prepare.finish(collector.table(), *how, _lost(skipped))
+    table, labels, fallen = _finish(collector.table(), how, _lost(skipped))
     raw = len(collector)
     del collector
     items = table.item_tokens.tolist()
-    notes: list[str] = []
+    notes = _fallen(fallen)
     extra: list[Callable[[Path], None]] = []
     if options.meta is not None:
 
@@ -347,7 +352,7 @@ def _amazon(options: argparse.Namespace) -> int:
             notes.append(_lacking("image", len(features.row_of), len(items)))
 
         extra.append(images)
-    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, raw, skipped, table, labels, notes)
 
 
@@ -375,17 +380,50 @@ def _csv(options: argparse.Namespace) -> int:
         whole = whole.kept(whole.ratings >= options.min_rating)
         if len(whole) < len(collector):
             lost.append(f"{len(collector) - len(whole)} are rated below --min-rating={options.min_rating:g}, or not")
-    table, labels = prepare.finish(whole, *how, [f"of {len(collector)} that were read", *lost] if lost else [])
+    table, labels, fallen = _finish(whole, how, [f"of {len(collector)} that were read", *lost] if lost else [])
     items = table.item_tokens.tolist()
-    notes, extra = [], []
+    notes, extra = _fallen(fallen), []
     for name, path in files.items():
         features = tables.read_features(
             path, options.feature_id or options.item, dataclasses.replace(csv, separator=options.feature_separator)
         )
         extra.append(prepare.feature_writer(name, features, items))
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
-    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _finish(whole: Any, how: _How, lost: Sequence[str] = ()) -> tuple[Any, Any, dict[str, Any]]:
+    """The table and its split; with one by points in time, without the users who are new after the first, and for the record:
+    the points, and what fell out."""
+    from mmrec_mrdib.data import prepare
+
+    table, labels = prepare.finish(whole, *how, lost)
+    if how[1] != "global-time":
+        return table, labels, {}
+    starts = {n: table.times[labels == k] for n, k in (("valid", prepare.VALID), ("test", prepare.TEST))}
+    left, left_labels = table.without_new_users(labels)
+    trained = len(set(left.items[left_labels == prepare.TRAIN].tolist()))
+    fallen = {
+        "users": len(table.user_tokens) - len(left.user_tokens),
+        "items": len(table.item_tokens) - len(left.item_tokens),
+        "interactions": len(table) - len(left),
+        "items_never_trained": len(left.item_tokens) - trained,
+    }
+    points = {n: float(times.min()) for n, times in starts.items() if len(times)}
+    return left, left_labels, {"split_points": points, "fallen_out": fallen}
+
+
+def _fallen(about: dict[str, Any]) -> list[str]:
+    if not about:
+        return []
+    points = ", ".join(f"{name} from {time:.15g}" for name, time in about["split_points"].items())
+    lost = about["fallen_out"]
+    return [
+        f"split at {points} (times as in the data)",
+        f"without training interactions: {lost['users']} users, left out with {lost['interactions']} interactions and "
+        f"{lost['items']} items that nobody else has; {lost['items_never_trained']} items, kept: they are ranked",
+    ]
 
 
 def _lost(skipped: Sequence[Any]) -> list[str]:
@@ -434,8 +472,9 @@ def _recbole(options: argparse.Namespace) -> int:
     if options.encoding is not None:
         values["encoding"] = options.encoding
     whole, labels = atomic.read(options.folder, atomic.Format.of(values))
+    fallen: dict[str, Any] = {}
     if labels is None:
-        table, labels = prepare.finish(whole, *how)
+        table, labels, fallen = _finish(whole, how)
     else:  # the split is given: each pair counts where it first stands
         pair = whole.users * len(whole.item_tokens) + whole.items
         first = np.sort(np.unique(pair, return_index=True)[1])
@@ -446,10 +485,11 @@ def _recbole(options: argparse.Namespace) -> int:
         options.output,
         table,
         labels,
-        _settings(options),
+        _settings(options) | fallen,
         [prepare.feature_writer(n, f, items) for n, f in found.items()],
     )
     notes = [_lacking(n, sum(t in f.row_of for t in items), len(items)) for n, f in found.items()]
+    notes = _fallen(fallen) + notes
     return _done(options.output, len(whole), (), table, labels, notes)
 
 
