@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     check.add_argument(
-        "folder", type=Path, metavar="DIR", help="the folder that holds <its name>.inter, or the files of a given split"
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="the folder that holds <its name>.inter, inter.csv, or the files of a given split",
     )
     check.add_argument("--json", action="store_true", help="print one JSON object instead")
     check.set_defaults(run=_check)
@@ -41,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     _csv_parser(sources, raw)
     mmrec = sources.add_parser(
         "mmrec",
-        help="an MMRec folder: checked, and turned into RecBole's atomic files",
-        description="Check an MMRec folder; with --output, write it as RecBole's atomic files (benchmark split, features with ids).",
+        help="an MMRec or MRLib folder: checked, and turned into RecBole's atomic files",
+        description="Check an MMRec or MRLib folder; with --output, write it as RecBole's atomic files (benchmark split, features with ids).",
         epilog="example:\n  mmrec-mrdib data prepare mmrec datasets/baby --output datasets/baby-atomic",
         formatter_class=raw,
     )
