@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     out = argparse.ArgumentParser(prog="mmrec-mrdib data", description="Look at a data set, or make one.")
     commands = out.add_subparsers(metavar="COMMAND", required=True)
+    _get_parser(commands, raw)
     check = commands.add_parser(
         "check",
         help="all that the loader would refuse or repair, and statistics",
@@ -80,6 +83,115 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     export.set_defaults(run=_export)
     return out
+
+
+def _get_parser(commands: Any, raw: Any) -> None:
+    get = commands.add_parser(
+        "get",
+        help="a public data set by its name: fetched, checked and prepared",
+        description="Fetch the files of a public data set from where they are published, and prepare it as the field does. Its licence is shown and\n"
+        "must be agreed to. Broken off, the same command goes on where it was. The addresses are in properties/sources.yaml.",
+        epilog="examples:\n  mmrec-mrdib data get --list\n  mmrec-mrdib data get amazon-baby --accept-licence",
+        formatter_class=raw,
+    )
+    get.add_argument("name", nargs="?", metavar="NAME")
+    get.add_argument("--list", action="store_true", help="the data sets that there are, as a table")
+    get.add_argument(
+        "--accept-licence", "--accept-license", action="store_true", help="you have read the licence and agree"
+    )
+    get.add_argument(
+        "--data_path", type=Path, default=Path("datasets"), metavar="DIR",
+        help="folder of the data sets (default: datasets); the files go to DIR/downloads/NAME",
+    )  # fmt: skip
+    get.add_argument(
+        "--mirror",
+        "--url",
+        metavar="URL",
+        help="a folder of the net that has the files, in place of their own addresses",
+    )
+    get.add_argument(
+        "--again", action="store_true", help="fetch anew what is here, and hold it against what was first fetched"
+    )
+    get.set_defaults(run=_get)
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.data import fetch
+    from mmrec_mrdib.data.prepare import PREPARED
+
+    if options.list:
+        _list_sources(options.data_path)
+        return 0
+    if options.name is None:
+        raise ConfigError(f"data get: which one? {', '.join(fetch.sources())}; 'data get --list' tells more of them")
+    source = fetch.source(options.name)
+    raw, output = options.data_path / "downloads" / options.name, options.data_path / options.name
+    for option in ("mirror", "again"):
+        if getattr(options, option) and not any(f.url for f in source.files):
+            raise ConfigError(f"--{option}: no effect on {options.name}: all of its files are put there by hand")
+    licence = f"{source.licence.sentence} ({source.licence.link})"
+    if not options.accept_licence:
+        line = shlex.join(["mmrec-mrdib", "data", *options.arguments, "--accept-licence"])
+        raise ConfigError(f"{options.name} has a licence: {licence} If you agree, type: {line}")
+    print(f"{options.name}: {source.what}", f"licence, agreed to: {licence}", sep="\n")
+    if output.exists() and not (output / PREPARED).is_file():
+        raise ConfigError(
+            f"{output}: exists already, and 'data prepare' did not make it; move it away, or choose another --data_path"
+        )
+    made = not output.exists()
+    for file in sorted(source.files, key=lambda f: f.url is not None):  # what is to be done by hand is told first
+        target, again = raw / file.name, options.again and file.url is not None
+        if not target.is_file() and (file.optional or not (made or again)):
+            continue
+        if file.url is not None and (again or not target.is_file()):
+            print(f"{fetch.mirrored(file.url, options.mirror)} -> {target}", flush=True)
+        moved = fetch.obtain(file, raw, options.mirror, again, source.page, sys.stderr.isatty())
+        print(f"{target}: {'fetched' if moved else 'here'}, {target.stat().st_size:,} bytes")
+        if file.archive is not None and not (raw / file.archive).is_dir():
+            fetch.unpack(target, raw / file.archive)
+    arguments = source.arguments(raw, output)
+    if made:
+        print(shlex.join(["mmrec-mrdib", "data", *arguments]), flush=True)
+        main(arguments)
+    wrong = fetch.differences(fetch.counts(output), source.expected)
+    if wrong:
+        if made:
+            shutil.rmtree(output)
+        anyway = f"to have it all the same: {shlex.join(['mmrec-mrdib', 'data', *arguments])}"
+        raise DataError(
+            f"{output}: {'; '.join(wrong)}: these are not the files that others use, or not prepared as theirs; "
+            + (f"nothing was kept; {anyway}" if made else "remove the folder to prepare it anew")
+        )
+    if known := source.expected.model_dump(exclude_none=True):
+        print(f"{', '.join(known)}: as expected")
+    for file in source.files:
+        if file.optional and not (raw / file.name).is_file():
+            print(
+                f"without {file.name}: {file.by_hand} (page: {source.page}; put it at {raw / file.name}, remove {output}, type the same command)"
+            )
+    if source.then:
+        print(f"next: {source.then.replace('{output}', str(output))}")
+    return 0
+
+
+def _list_sources(data_path: Path) -> None:
+    from mmrec_mrdib.data import fetch
+    from mmrec_mrdib.data.prepare import PREPARED
+
+    rows = [("name", "users × items", "interactions", "bytes to fetch", "by hand", "here", "what")]
+    for name, source in fetch.sources().items():
+        c, sizes = source.expected, [f.size for f in source.files if f.url is not None]
+        users, items, interactions = (f"{n:,}" if n is not None else "?" for n in (c.users, c.items, c.interactions))
+        here = "prepared" if (data_path / name / PREPARED).is_file() else ""
+        size = f"{sum(sizes):,}" if sizes and all(sizes) else "unknown" if sizes else "0"  # type: ignore[arg-type]
+        by_hand = ", ".join(f"({f.name})" if f.optional else f.name for f in source.files if f.url is None)
+        rows.append((name, f"{users} × {items}", interactions, size, by_hand, here, source.what))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(
+        "\n?: not known. In brackets: can be left out. Licences: 'data get NAME' shows them. The addresses were not tried by the authors."
+    )
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +261,7 @@ def _csv_parser(sources: Any, raw: Any) -> None:
         "--time", metavar="COLUMN", help="numbers, or dates such as 2024-01-31 or 2024-01-31T18:30:00+02:00"
     )
     csv.add_argument("--separator", default=",", help="between the cells of the interactions (default ','; '\\t': tab)")
+    csv.add_argument("--names", metavar="COLUMN,...", help="of the interactions' columns, where the file has no header")
     csv.add_argument(
         "--feature-separator",
         metavar="SEPARATOR",
@@ -256,6 +369,7 @@ def main(arguments: Sequence[str]) -> int:
         options.values = values
     else:
         options = parser().parse_args(arguments)
+        options.arguments = arguments
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -376,7 +490,8 @@ def _csv(options: argparse.Namespace) -> int:
     collector = prepare.Collector()
     columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
     csv = tables.Csv(options.separator, options.quoting, options.encoding or "utf-8")
-    skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, csv)]
+    headed = dataclasses.replace(csv, names=_names(options.names))
+    skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, headed)]
     whole = collector.table()
     lost = _lost(skipped)
     if options.min_rating is not None:
@@ -394,6 +509,15 @@ def _csv(options: argparse.Namespace) -> int:
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
     prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = tuple(n.strip() for n in given.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"--names={given}: expected the names of all columns, each once, with commas between them")
+    return names
 
 
 def _finish(whole: Any, how: _How, lost: Sequence[str] = ()) -> tuple[Any, Any, dict[str, Any]]:
@@ -436,7 +560,7 @@ def _lost(skipped: Sequence[Any]) -> list[str]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options of a `prepare`, as plain values, for its record."""
-    plain = {k: v for k, v in vars(options).items() if k not in ("run", "output")}
+    plain = {k: v for k, v in vars(options).items() if k not in ("run", "output", "arguments")}
     return {
         k: [str(x) for x in v] if isinstance(v, list) else str(v) if isinstance(v, Path) else v
         for k, v in plain.items()
