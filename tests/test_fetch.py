@@ -229,6 +229,10 @@ def test_a_page_in_place_of_the_file(server, tmp_path):
     with pytest.raises(DataError, match=r"x\.bin: what came is a page of a web site .*not the file itself"):
         fetch.obtain(file(server), tmp_path)
     assert list(tmp_path.iterdir()) == []
+    server.files["x.bin"] = (b"", {})
+    with pytest.raises(DataError, match=r"x\.bin: what came is an empty file; look"):
+        fetch.obtain(file(server), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_process_at_the_same_file(server, tmp_path):
@@ -415,7 +419,7 @@ def test_a_data_set_by_name(baby, server, tmp_path, capsys):
     assert server.seen[-1] == (name, "bytes=20000-") and len(server.seen) == 4  # the others were here
     out, err = capsys.readouterr()
     assert (
-        "licence, agreed to: The page names" in out and "30 users, 12 items, 240 of 240 interactions" in out and not err
+        "terms of use, agreed to: The page names" in out and "30 users, 12 items, 240 of 240 interactions" in out and not err
     )
     assert (
         "users, items, interactions: as expected" in out
@@ -515,5 +519,6 @@ def test_the_table(tmp_path, capsys):
     assert get("--list", "--data_path", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7 + 2 and "19,445 × 7,050" in lines[1] and "160,792" in lines[1] and "unknown" in lines[1]
-    assert "interactions.csv, (text.csv)" in next(line for line in lines if line.startswith("dbbook"))
+    assert "  interactions.csv  " in next(line for line in lines if line.startswith("dbbook"))
+    assert max(map(len, lines)) <= 150
     assert "not tried" in lines[-1]

@@ -15,7 +15,7 @@ from mmrec_mrdib.data.check import check
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.prepare import Collector, finish
 from mmrec_mrdib.data.sources import table as tables
-from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment.run import make_config
 
 RATIOS = (8.0, 1.0, 1.0)
@@ -396,6 +396,31 @@ def test_ids_are_text_as_it_stands(tmp_path, capsys, form):
     assert [int(x) for x in np.load(target / "text_feat.npy")[:, 1]] == [ODD.index(t) for t in tokens]
 
 
+def test_a_table_without_a_header(tmp_path, capsys):
+    (tmp_path / "v.dat").write_text("u::i::5::30\nu::j::x::20\nv::i::1::10\n")
+    arguments = [
+        "--interactions",
+        tmp_path / "v.dat",
+        "--separator",
+        "::",
+        "--user",
+        "who",
+        "--item",
+        "what",
+        "--core",
+        1,
+    ]
+    arguments += ["--rating", "stars", "--time", "when"]
+    assert run("csv", *arguments, "--names", "who, what,stars,when", "--output", tmp_path / "out") == 0
+    assert "line 2: column stars: no number: 'x'" in capsys.readouterr().out
+    frame = pd.read_csv(tmp_path / "out" / "out.inter", sep="\t")
+    assert frame[["rating", "timestamp"]].to_numpy().tolist() == [[5, 30], [1, 10]]
+    for names, message in (("who,what", "4 cells, --names has 2"), ("a,b,c,d", "--user=who: no such column"),
+                           ("who,who", "each once"), ("who,,what", "the names of all columns")):  # fmt: skip
+        assert run("csv", *arguments, "--names", names, "--max-bad", 0, "--output", tmp_path / "more") == 2
+        assert message in capsys.readouterr().err
+
+
 def test_whole_numbers_of_a_parquet_file_are_exact(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
     big = 2**60
@@ -403,6 +428,8 @@ def test_whole_numbers_of_a_parquet_file_are_exact(tmp_path):
         {"user": pd.array([big + 1, big + 2, None, big + 3], dtype="Int64"), "item": [1.0, 2.5, 2.5, 1.0]}
     )
     frame.to_parquet(tmp_path / "v.parquet")
+    with pytest.raises(ConfigError, match="--names: no effect"):
+        tables.read_interactions(tmp_path / "v.parquet", {}, Collector(), 1, tables.Csv(names=("a", "b")))
     collector = Collector()
     bad = tables.read_interactions(tmp_path / "v.parquet", {"user": "user", "item": "item"}, collector, 1)
     assert collector.table().user_tokens.tolist() == [str(big + n) for n in (1, 2, 3)] and bad.count == 1

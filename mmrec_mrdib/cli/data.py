@@ -132,8 +132,8 @@ def _get(options: argparse.Namespace) -> int:
     licence = f"{source.licence.sentence} ({source.licence.link})"
     if not options.accept_licence:
         line = shlex.join(["mmrec-mrdib", "data", *options.arguments, "--accept-licence"])
-        raise ConfigError(f"{options.name} has a licence: {licence} If you agree, type: {line}")
-    print(f"{options.name}: {source.what}", f"licence, agreed to: {licence}", sep="\n")
+        raise ConfigError(f"{options.name}, terms of use: {licence} If you agree, type: {line}")
+    print(f"{options.name}: {source.what}", f"terms of use, agreed to: {licence}", sep="\n")
     if output.exists() and not (output / PREPARED).is_file():
         raise ConfigError(
             f"{output}: exists already, and 'data prepare' did not make it; move it away, or choose another --data_path"
@@ -184,13 +184,13 @@ def _list_sources(data_path: Path) -> None:
         users, items, interactions = (f"{n:,}" if n is not None else "?" for n in (c.users, c.items, c.interactions))
         here = "prepared" if (data_path / name / PREPARED).is_file() else ""
         size = f"{sum(sizes):,}" if sizes and all(sizes) else "unknown" if sizes else "0"  # type: ignore[arg-type]
-        by_hand = ", ".join(f"({f.name})" if f.optional else f.name for f in source.files if f.url is None)
+        by_hand = ", ".join(f.name for f in source.files if f.url is None and not f.optional)
         rows.append((name, f"{users} × {items}", interactions, size, by_hand, here, source.what))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(
-        "\n?: not known. In brackets: can be left out. Licences: 'data get NAME' shows them. The addresses were not tried by the authors."
+        "\n?: not known. 'data get NAME' shows the licence, and which features can be added by hand. The addresses were not tried by the authors."
     )
 
 

@@ -277,8 +277,8 @@ def receive(url: str, target: Path, size: int | None = None, page: str = "", sho
             raise DataError(
                 f"{url}: no connection ({why}); is there a network, and does it need a proxy (https_proxy)? Try again{by_hand}"
             ) from error
-    what = text.disguise(part)
-    if what is not None and what.startswith("a page"):
+    what = text.disguise(part) if part.stat().st_size else "an empty file"
+    if what is not None and what.startswith(("a page", "an empty")):
         _forget(part)
         raise DataError(f"{url}: what came is {what.partition(';')[0]}; look at {page or 'its site'}{by_hand}")
     return part
