@@ -419,7 +419,9 @@ def test_a_data_set_by_name(baby, server, tmp_path, capsys):
     assert server.seen[-1] == (name, "bytes=20000-") and len(server.seen) == 4  # the others were here
     out, err = capsys.readouterr()
     assert (
-        "terms of use, agreed to: The page names" in out and "30 users, 12 items, 240 of 240 interactions" in out and not err
+        "terms of use, agreed to: The page names" in out
+        and "30 users, 12 items, 240 of 240 interactions" in out
+        and not err
     )
     assert (
         "users, items, interactions: as expected" in out
