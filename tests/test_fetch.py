@@ -220,8 +220,18 @@ def test_no_network(tmp_path):
     nobody = fetch.File(name="x", url="http://127.0.0.1:9/x")
     with pytest.raises(DataError, match=r"^http://127.0.0.1:9/x: no connection \(.*refused\); is there a network.*$"):
         fetch.obtain(nobody, tmp_path)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "x").write_bytes(CONTENT)  # by other means
     assert not fetch.obtain(nobody, tmp_path) and record(tmp_path)["x"]["size"] == len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:x/", "http://" + "h" * 70 + "/x", "http://127.0.0.1/ü", "http://127.0.0.1/a b"]
+)
+def test_addresses_that_are_none(tmp_path, url):
+    with pytest.raises(DataError, match="no connection"):
+        fetch.receive(url, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_page_in_place_of_the_file(server, tmp_path):
@@ -476,6 +486,9 @@ def test_an_archive_without_a_header(server, tmp_path, monkeypatch, capsys):
     items = (tmp_path / "ml-1m" / "items.txt").read_text().split()
     assert sorted(frame["rating"].unique()) == [1, 2, 3, 4, 5] and frame["timestamp"].min() == 978300001
     np.testing.assert_array_equal(np.load(tmp_path / "ml-1m" / "text_feat.npy")[:, 0], [int(i) for i in items])
+    (raw / "image.csv").write_text((raw / "text.csv").read_text())
+    assert get(*where) == 0
+    assert f"{raw / 'image.csv'}: not in {tmp_path / 'ml-1m'}, which was made before" in capsys.readouterr().out
     # Another archive, accepted by hand: what the first one held is gone.
     other = packed("zip", [("ml-1m/ratings.dat", ratings.replace("978300", "978400").encode())])
     (raw / "ml-1m.zip").write_bytes(other)

@@ -169,6 +169,11 @@ def _get(options: argparse.Namespace) -> int:
             print(
                 f"without {file.name}: {file.by_hand} (page: {source.page}; put it at {raw / file.name}, remove {output}, type the same command)"
             )
+    for modality, file_name in source.features.items():
+        if (raw / file_name).is_file() and not (output / f"{modality}_feat.npy").is_file():
+            print(
+                f"{raw / file_name}: not in {output}, which was made before; remove that folder and type the same command"
+            )
     if source.then:
         print(f"next: {source.then.replace('{output}', str(output))}")
     return 0

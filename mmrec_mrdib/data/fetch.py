@@ -266,7 +266,7 @@ def receive(url: str, target: Path, size: int | None = None, page: str = "", sho
                 raise DataError(f"{url}: {why}; try again later{by_hand}") from error
             where = f"look where it is now ({page})" if page else "look where it is now"
             raise DataError(f"{url}: {why}; {where} and say --mirror=ADDRESS OF ITS FOLDER{by_hand}") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: of an address
             there, why = file.tell(), _line(getattr(error, "reason", None) or error)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DataError(f"{part}: the disk is full; make room, and the same command goes on") from error
@@ -277,8 +277,13 @@ def receive(url: str, target: Path, size: int | None = None, page: str = "", sho
             raise DataError(
                 f"{url}: no connection ({why}); is there a network, and does it need a proxy (https_proxy)? Try again{by_hand}"
             ) from error
-    what = text.disguise(part) if part.stat().st_size else "an empty file"
-    if what is not None and what.startswith(("a page", "an empty")):
+        finally:
+            if part.is_file() and not part.stat().st_size and not file.tell():
+                _forget(part)  # nothing came
+    if not part.is_file():
+        raise DataError(f"{url}: what came is an empty file; look at {page or 'its site'}{by_hand}")
+    what = text.disguise(part)
+    if what is not None and what.startswith("a page"):
         _forget(part)
         raise DataError(f"{url}: what came is {what.partition(';')[0]}; look at {page or 'its site'}{by_hand}")
     return part
