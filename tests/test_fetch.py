@@ -69,9 +69,13 @@ def running():
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture
-def server(running, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def server(running):
     running.files, running.seen = {}, []
     running.url = f"http://127.0.0.1:{running.server_address[1]}"
     return running
@@ -88,9 +92,10 @@ def record(folder):
 # One file.
 
 
-def test_a_whole_transfer(server, tmp_path):
+def test_a_whole_transfer(server, tmp_path, capsys):
     server.files["x.bin"] = (CONTENT, {"tag": '"1"'})
-    assert fetch.obtain(file(server, size=len(CONTENT)), tmp_path / "raw")
+    assert fetch.obtain(file(server, size=len(CONTENT)), tmp_path / "raw", show=True)
+    assert re.search(r"x\.bin: 100%.*10\.2k/10\.2k", capsys.readouterr().err)
     assert (tmp_path / "raw" / "x.bin").read_bytes() == CONTENT
     assert sorted(p.name for p in (tmp_path / "raw").iterdir()) == ["checksums.json", "x.bin"]
     entry = {"sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT), "url": f"{server.url}/x.bin"}
