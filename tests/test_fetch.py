@@ -458,6 +458,8 @@ def test_a_data_set_by_name(baby, server, tmp_path, capsys):
     assert "changed since it was first fetched" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"Did you mean amazon-baby\? Available: amazon-baby\. "):
         paths.find_dataset("amazon_baby", tmp_path / "sets")  # the downloads are none
+    with pytest.raises(DataError, match=r"'mmrec-mrdib data get amazon-baby' fetches it\."):
+        paths.find_dataset("amazon-baby", tmp_path)
 
 
 def test_other_counts_than_expected(baby, server, tmp_path, capsys):

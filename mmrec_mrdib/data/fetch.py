@@ -36,7 +36,7 @@ from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, listed
 from mmrec_mrdib.schema import read_yaml
 
 CHECKSUMS = "checksums.json"
-_BLOCK = 1 << 20  # bytes in memory at a time
+_BLOCK = 1 << 16  # bytes in memory at a time
 _TIMEOUT = 60  # seconds without a byte
 _ARCHIVES = (".zip", ".tar.gz", ".tgz")
 _SLOTS = re.compile(r"\{(raw|output)\}(?:/([^/]+))?")
