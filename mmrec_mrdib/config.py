@@ -90,7 +90,7 @@ class Config(recbole.config.Config):
             super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(str(error)) from error
-        given, inter = self.external_config_dict, self._dataset_folder / f"{dataset}.inter"
+        given, inter = self.external_config_dict, mmrec.file_of(self._dataset_folder, dataset)
         pairs = self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and self.loader is TrainDataLoader
         parameters.check_together(self, given, pairs)
         if self.positives_alone and given.get("train_neg_sample_args") is not None:

@@ -71,12 +71,19 @@ def find_dataset(name: str, data_path: str | os.PathLike[str] | None = None) -> 
     for root in roots:
         if (root / name).is_dir():
             return root / name
-    known = sorted({d.name for root in roots if root.is_dir() for d in root.iterdir() if d.is_dir()})
+    known = sorted({d.name for root in roots if root.is_dir() for d in root.iterdir() if _has_interactions(d)})
     where = roots[0] if data_path is not None else "datasets/ or among the built-in ones"
+    from mmrec_mrdib.data import fetch
+
+    public = f" 'mmrec-mrdib data get {name}' fetches it." if name in fetch.sources() else ""
     raise DataError(
-        f"no data set '{name}' in {where}.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}. "
+        f"no data set '{name}' in {where}.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}.{public} "
         "Put a folder of that name there, or say where it is with --data_path=FOLDER."
     )
+
+
+def _has_interactions(folder: Path) -> bool:
+    return folder.is_dir() and (any(folder.glob("*.inter")) or (folder / "inter.csv").is_file())
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

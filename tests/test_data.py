@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmrec_mrdib import registry
+from mmrec_mrdib import cli, registry
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.data import modality
+from mmrec_mrdib.data.check import check
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import NegativeSampler
 from mmrec_mrdib.errors import ConfigError, DataError, MRdIBError
@@ -52,6 +53,85 @@ def test_mmrec_split_and_alignment_with_shuffled_and_missing_ids(tmp_path, rng):
         internal = data.token2id("item_id", str(token))
         np.testing.assert_array_equal(data.features["image"][internal], features[token].astype(np.float32))
     assert data.features["image"][0].abs().sum() == 0
+
+
+def test_a_folder_of_mmrec_as_it_is_published(tmp_path, rng):
+    """With times and ratings, with id maps, and with the graphs that MMRec's models leave there: none of them is taken for features."""
+    folder = tmp_path / "baby"
+    folder.mkdir()
+    lines = [f"{u}\t{i}\t5.0\t{1370000000 + i}\t{label}" for u in range(4) for i, label in enumerate((0, 0, 1, 2))]
+    head = "userID\titemID\trating\ttimestamp\tx_label"
+    (folder / "baby.inter").write_text("\n".join([head, *lines, "0\t4\t4.0\t1370000000\t0"]) + "\n")
+    (folder / "i_id_mapping.csv").write_text("asin\titemID\nB1\t0\n")
+    for name in ("image", "text"):
+        np.save(folder / f"{name}_feat.npy", rng.normal(size=(5, 3)))
+    for name in ("user_graph_dict.npy", "image_adj_10_True.pt", "mm_adj_freedomdsp_10_1.pt"):
+        (folder / name).write_bytes(b"\x80\x04")
+    data = load(tmp_path, "baby")
+    assert [len(p) for p in data.build()] == [9, 4, 4] and sorted(data.features) == ["image", "text"]
+    assert data.unread == {}
+    (folder / "graph_feat.pt").write_bytes(b"\x80\x04")  # by its name these are features
+    assert list(load(tmp_path, "baby").unread) == ["graph_feat.pt"]
+
+
+MRLIB = [(u, i, label) for u in range(4) for i, label in ((3, 0), (0, 0), (u % 2 + 4, 1), (2, 2))] + [(3, 4, 0)]
+
+
+def write_mrlib(folder, rng, separator=",", header="user_id,item_id,rating,label"):
+    (folder / "tiktok").mkdir(exist_ok=True)
+    lines = [header, *(f"{u},{i},1.0,{label}" for u, i, label in MRLIB), "0,1,0.5,0"]
+    (folder / "tiktok" / "inter.csv").write_text("\n".join(lines).replace(",", separator) + "\n")
+    features = {name: rng.normal(size=(6, 3)) for name in ("visual", "acoustic")}
+    for name, values in features.items():
+        np.save(folder / "tiktok" / f"{name}_feat.npy", values)
+    return features
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("header", ["user_id,item_id,rating,label", "userID,itemID,rating,x_label"])
+def test_a_folder_of_mrlib(tmp_path, rng, separator, header):
+    truth = write_mrlib(tmp_path, rng, separator, header)
+    data = load(tmp_path, "tiktok")
+    for label, part in enumerate(data.build()):
+        extra = [("0", "1")] if label == 0 else []
+        assert pairs(data, part) == sorted([(str(u), str(i)) for u, i, x in MRLIB if x == label] + extra)
+    for name, values in truth.items():
+        for internal, token in enumerate(data.field2id_token["item_id"]):
+            if internal:
+                np.testing.assert_array_equal(data.features[name][internal], values[int(token)].astype(np.float32))
+    rated = load(tmp_path, "tiktok", val_interval={"rating": "[1,inf)"})
+    assert len(rated.build()[0]) == 9 and rated.notes["interactions_outside_val_interval"] == 1
+
+
+def test_a_folder_of_mrlib_in_other_commands(tmp_path, rng, capsys):
+    write_mrlib(tmp_path, rng)
+    folder = tmp_path / "tiktok"
+    assert cli.main(["data", "prepare", "mmrec", str(folder), "--output", str(tmp_path / "atoms")]) == 0
+    assert "18 interactions as atomic files" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"the split of .*tiktok is given"):
+        load(tmp_path, "tiktok", eval_args={"split": {"LS": "valid_and_test"}})
+    (folder / "tiktok.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n")
+    assert any(f.where == "inter.csv" and "not read" in f.what for f in check(folder).findings)
+    with pytest.raises(DataError, match="6 rows, but the interactions name items 0 to 0"):
+        load(tmp_path, "tiktok")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("label", "split"), r"inter\.csv: the header lacks label \(found user_id, item_id, rating, split\); expected user_id,item_id,rating,label"),
+        ((",0\n", ",train\n"), r"inter\.csv: column label: expected 0 \(train\).*line 2: 'train'"),
+        (("0,3,", "u0,3,"), r"inter\.csv: column user_id: expected whole numbers.*line 2: 'u0'"),
+        (("1.0,2\n", "1.0\n"), r"inter\.csv: lines with more or fewer cells than the 4"),
+    ],
+)  # fmt: skip
+def test_an_inter_csv_that_cannot_be_used(tmp_path, rng, change, message):
+    write_mrlib(tmp_path, rng)
+    path = tmp_path / "tiktok" / "inter.csv"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "tiktok")
+    assert next(f.where for f in check(tmp_path / "tiktok").findings if f.level == "error") == "inter.csv"
 
 
 def write_atomic(folder, rng, ids, users=12):

@@ -53,6 +53,12 @@ def test_interactions(tmp_path, data):
     frame = only_our_errors(mmrec.read, path)
     if frame is not None and len(frame):
         assert frame["x_label"].between(0, 2).all() and (frame[["userID", "itemID"]] >= 0).all().all()
+    other = folder / mmrec.CSV
+    other.write_bytes(data.replace(b"userID\titemID\tx_label", b"user_id\titem_id\tlabel").replace(b"\t", b","))
+    frame = only_our_errors(mmrec.read, other)
+    if frame is not None and len(frame):
+        assert frame["x_label"].between(0, 2).all() and (frame[["userID", "itemID"]] >= 0).all().all()
+    other.unlink()
     only_our_errors(atomic.read, folder)
     report = check(folder)  # never raises
     json.dumps(report.plain())

@@ -15,7 +15,7 @@ from mmrec_mrdib.data.check import check
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.prepare import Collector, finish
 from mmrec_mrdib.data.sources import table as tables
-from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.errors import ConfigError, DataError
 from mmrec_mrdib.experiment.run import make_config
 
 RATIOS = (8.0, 1.0, 1.0)
@@ -101,6 +101,56 @@ def test_time_is_needed_to_split_by_it():
     collector.add("u", "i", 1.0, float("nan"))
     with pytest.raises(DataError, match="have no time"):
         finish(collector.table(), 1, "time", RATIOS, 0)
+
+
+# Times are distinct but for 8 and 10: before 8 there are 7 interactions, before 9 there are 9, and 8 of 12 are asked for.
+BY_TIME = [
+    ("a", "i1", 1), ("a", "i2", 2), ("b", "i1", 3), ("b", "i2", 4), ("a", "i3", 5), ("b", "i3", 6), ("c", "i1", 7),
+    ("c", "i2", 8), ("b", "i4", 8), ("a", "i5", 9), ("d", "i6", 10), ("c", "i3", 10),
+]  # fmt: skip
+
+
+def by_time(tmp_path, rows, *more):
+    (tmp_path / "log.csv").write_text("".join(f"{u},{i},{t}\n" for u, i, t in [("user", "item", "time"), *rows]))
+    columns = ["--user", "user", "--item", "item", "--time", "time", "--core", 1, "--output", tmp_path / "out"]
+    return run("csv", "--interactions", tmp_path / "log.csv", *columns, "--split", "global-time", *more)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_point_in_time_for_all_users(tmp_path, capsys, seed):
+    rows = random.Random(seed).sample(BY_TIME, len(BY_TIME))
+    assert by_time(tmp_path, rows, "--ratios", "8:2:2") == 0
+    out = capsys.readouterr().out
+    assert "3 users, 5 items, 11 of 12 interactions" in out and "train 7, valid 3, test 1" in out
+    assert "split at valid from 8, test from 10" in out
+    assert "1 users, left out with 1 interactions and 1 items that nobody else has; 2 items, kept" in out
+    folder = tmp_path / "out"
+    users, items = ((folder / f"{n}.txt").read_text().split() for n in ("users", "items"))
+    assert (users, items) == (["a", "b", "c"], ["i1", "i2", "i3", "i4", "i5"])  # d and i6 are gone
+    frame = pd.read_csv(folder / "out.inter", sep="\t")
+    found = {(users[r.userID], items[r.itemID], r.timestamp): r.x_label for r in frame.itertuples()}
+    assert found == {
+        r: 0 if r[2] < 8 else 1 if r[2] < 10 else 2 for r in BY_TIME if r[0] != "d"
+    }  # the tie at 8 is valid
+    record = json.loads((folder / "prepared.json").read_text())
+    assert record["split"] == "global-time" and record["split_points"] == {"valid": 8, "test": 10}
+    assert record["fallen_out"] == {"users": 1, "items": 1, "interactions": 1, "items_never_trained": 2}
+
+
+def test_points_in_time_of_few_times(tmp_path, capsys):
+    assert by_time(tmp_path, [("a", "i", 1), ("a", "j", 1), ("a", "k", 2)]) == 2
+    assert "2 distinct times cannot make 3 parts" in capsys.readouterr().err
+    assert by_time(tmp_path, [(f"u{t}", "i", t) for t in range(20)]) == 2
+    assert "all users of the valid part are new" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert by_time(tmp_path, BY_TIME, "--ratios", "8:0:2") == 0  # no valid part was asked for
+    assert "train 10, valid 0, test 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [(3, 1, 2), (1, 2, 3)])
+def test_every_part_with_a_share_gets_something(order):
+    labels = collected([(1, n, t) for n, t in enumerate((1, 1, 1, *order))]).split("global-time", RATIOS, 0)
+    assert dict(zip((1, 1, 1, *order), labels.tolist(), strict=True)) == {1: 0, 2: 1, 3: 2}
 
 
 # Amazon.
@@ -346,6 +396,31 @@ def test_ids_are_text_as_it_stands(tmp_path, capsys, form):
     assert [int(x) for x in np.load(target / "text_feat.npy")[:, 1]] == [ODD.index(t) for t in tokens]
 
 
+def test_a_table_without_a_header(tmp_path, capsys):
+    (tmp_path / "v.dat").write_text("u::i::5::30\nu::j::x::20\nv::i::1::10\n")
+    arguments = [
+        "--interactions",
+        tmp_path / "v.dat",
+        "--separator",
+        "::",
+        "--user",
+        "who",
+        "--item",
+        "what",
+        "--core",
+        1,
+    ]
+    arguments += ["--rating", "stars", "--time", "when"]
+    assert run("csv", *arguments, "--names", "who, what,stars,when", "--output", tmp_path / "out") == 0
+    assert "line 2: column stars: no number: 'x'" in capsys.readouterr().out
+    frame = pd.read_csv(tmp_path / "out" / "out.inter", sep="\t")
+    assert frame[["rating", "timestamp"]].to_numpy().tolist() == [[5, 30], [1, 10]]
+    for names, message in (("who,what", "4 cells, --names has 2"), ("a,b,c,d", "--user=who: no such column"),
+                           ("who,who", "each once"), ("who,,what", "the names of all columns")):  # fmt: skip
+        assert run("csv", *arguments, "--names", names, "--max-bad", 0, "--output", tmp_path / "more") == 2
+        assert message in capsys.readouterr().err
+
+
 def test_whole_numbers_of_a_parquet_file_are_exact(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
     big = 2**60
@@ -353,6 +428,8 @@ def test_whole_numbers_of_a_parquet_file_are_exact(tmp_path):
         {"user": pd.array([big + 1, big + 2, None, big + 3], dtype="Int64"), "item": [1.0, 2.5, 2.5, 1.0]}
     )
     frame.to_parquet(tmp_path / "v.parquet")
+    with pytest.raises(ConfigError, match="--names: no effect"):
+        tables.read_interactions(tmp_path / "v.parquet", {}, Collector(), 1, tables.Csv(names=("a", "b")))
     collector = Collector()
     bad = tables.read_interactions(tmp_path / "v.parquet", {"user": "user", "item": "item"}, collector, 1)
     assert collector.table().user_tokens.tolist() == [str(big + n) for n in (1, 2, 3)] and bad.count == 1

@@ -18,7 +18,7 @@ COMMANDS = {
     "tune": "search the hyper-parameters of a model on the validation split",
     "recommend": "top-K lists of a trained model, in original ids",
     "explain": "why an item is recommended: backbone and modalities, and the items of the history that speak for it",
-    "data": "check a data set, prepare one from raw files, encode texts and pictures, export it for other programs",
+    "data": "get a public data set by its name, check one, prepare one from raw files, encode texts and pictures, export it for other programs",
     "report": "what the representations of trained models hold: a page of figures, plain beside +MRdIB",
     "export": "user, item and per-modality embeddings of a trained model, with ids, or the lists that its evaluation ranks",
 }

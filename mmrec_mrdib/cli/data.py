@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from mmrec_mrdib.cli import parameters
 from mmrec_mrdib.errors import ConfigError, DataError
 
+_How = tuple[int, Any, tuple[float, float, float], int]
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a modality: it becomes part of file names
 
 
@@ -21,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     out = argparse.ArgumentParser(prog="mmrec-mrdib data", description="Look at a data set, or make one.")
     commands = out.add_subparsers(metavar="COMMAND", required=True)
+    _get_parser(commands, raw)
     check = commands.add_parser(
         "check",
         help="all that the loader would refuse or repair, and statistics",
@@ -30,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     check.add_argument(
-        "folder", type=Path, metavar="DIR", help="the folder that holds <its name>.inter, or the files of a given split"
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="the folder that holds <its name>.inter, inter.csv, or the files of a given split",
     )
     check.add_argument("--json", action="store_true", help="print one JSON object instead")
     check.set_defaults(run=_check)
@@ -40,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     _csv_parser(sources, raw)
     mmrec = sources.add_parser(
         "mmrec",
-        help="an MMRec folder: checked, and turned into RecBole's atomic files",
-        description="Check an MMRec folder; with --output, write it as RecBole's atomic files (benchmark split, features with ids).",
+        help="an MMRec or MRLib folder: checked, and turned into RecBole's atomic files",
+        description="Check an MMRec or MRLib folder; with --output, write it as RecBole's atomic files (benchmark split, features with ids).",
         epilog="example:\n  mmrec-mrdib data prepare mmrec datasets/baby --output datasets/baby-atomic",
         formatter_class=raw,
     )
@@ -78,6 +85,120 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+def _get_parser(commands: Any, raw: Any) -> None:
+    get = commands.add_parser(
+        "get",
+        help="a public data set by its name: fetched, checked and prepared",
+        description="Fetch the files of a public data set from where they are published, and prepare it as the field does. Its licence is shown and\n"
+        "must be agreed to. Broken off, the same command goes on where it was. The addresses are in properties/sources.yaml.",
+        epilog="examples:\n  mmrec-mrdib data get --list\n  mmrec-mrdib data get amazon-baby --accept-licence",
+        formatter_class=raw,
+    )
+    get.add_argument("name", nargs="?", metavar="NAME")
+    get.add_argument("--list", action="store_true", help="the data sets that there are, as a table")
+    get.add_argument(
+        "--accept-licence", "--accept-license", action="store_true", help="you have read the licence and agree"
+    )
+    get.add_argument(
+        "--data_path", type=Path, default=Path("datasets"), metavar="DIR",
+        help="folder of the data sets (default: datasets); the files go to DIR/downloads/NAME",
+    )  # fmt: skip
+    get.add_argument(
+        "--mirror",
+        "--url",
+        metavar="URL",
+        help="a folder of the net that has the files, in place of their own addresses",
+    )
+    get.add_argument(
+        "--again", action="store_true", help="fetch anew what is here, and hold it against what was first fetched"
+    )
+    get.set_defaults(run=_get)
+
+
+def _get(options: argparse.Namespace) -> int:
+    from mmrec_mrdib.data import fetch
+    from mmrec_mrdib.data.prepare import PREPARED
+
+    if options.list:
+        _list_sources(options.data_path)
+        return 0
+    if options.name is None:
+        raise ConfigError(f"data get: which one? {', '.join(fetch.sources())}; 'data get --list' tells more of them")
+    source = fetch.source(options.name)
+    raw, output = options.data_path / "downloads" / options.name, options.data_path / options.name
+    for option in ("mirror", "again"):
+        if getattr(options, option) and not any(f.url for f in source.files):
+            raise ConfigError(f"--{option}: no effect on {options.name}: all of its files are put there by hand")
+    licence = f"{source.licence.sentence} ({source.licence.link})"
+    if not options.accept_licence:
+        line = shlex.join(["mmrec-mrdib", "data", *options.arguments, "--accept-licence"])
+        raise ConfigError(f"{options.name}, terms of use: {licence} If you agree, type: {line}")
+    print(f"{options.name}: {source.what}", f"terms of use, agreed to: {licence}", sep="\n")
+    if output.exists() and not (output / PREPARED).is_file():
+        raise ConfigError(
+            f"{output}: exists already, and 'data prepare' did not make it; move it away, or choose another --data_path"
+        )
+    made = not output.exists()
+    for file in sorted(source.files, key=lambda f: f.url is not None):  # what is to be done by hand is told first
+        target, again = raw / file.name, options.again and file.url is not None
+        if not target.is_file() and (file.optional or not (made or again)):
+            continue
+        if file.url is not None and (again or not target.is_file()):
+            print(f"{fetch.mirrored(file.url, options.mirror)} -> {target}", flush=True)
+        moved = fetch.obtain(file, raw, options.mirror, again, source.page, sys.stderr.isatty())
+        print(f"{target}: {'fetched' if moved else 'here'}, {target.stat().st_size:,} bytes")
+        if file.archive is not None and not (raw / file.archive).is_dir():
+            fetch.unpack(target, raw / file.archive)
+    arguments = source.arguments(raw, output)
+    if made:
+        print(shlex.join(["mmrec-mrdib", "data", *arguments]), flush=True)
+        main(arguments)
+    wrong = fetch.differences(fetch.counts(output), source.expected)
+    if wrong:
+        if made:
+            shutil.rmtree(output)
+        anyway = f"to have it all the same: {shlex.join(['mmrec-mrdib', 'data', *arguments])}"
+        raise DataError(
+            f"{output}: {'; '.join(wrong)}: these are not the files that others use, or not prepared as theirs; "
+            + (f"nothing was kept; {anyway}" if made else "remove the folder to prepare it anew")
+        )
+    if known := source.expected.model_dump(exclude_none=True):
+        print(f"{', '.join(known)}: as expected")
+    for file in source.files:
+        if file.optional and not (raw / file.name).is_file():
+            print(
+                f"without {file.name}: {file.by_hand} (page: {source.page}; put it at {raw / file.name}, remove {output}, type the same command)"
+            )
+    for modality, file_name in source.features.items():
+        if (raw / file_name).is_file() and not (output / f"{modality}_feat.npy").is_file():
+            print(
+                f"{raw / file_name}: not in {output}, which was made before; remove that folder and type the same command"
+            )
+    if source.then:
+        print(f"next: {source.then.replace('{output}', str(output))}")
+    return 0
+
+
+def _list_sources(data_path: Path) -> None:
+    from mmrec_mrdib.data import fetch
+    from mmrec_mrdib.data.prepare import PREPARED
+
+    rows = [("name", "users × items", "interactions", "bytes to fetch", "by hand", "here", "what")]
+    for name, source in fetch.sources().items():
+        c, sizes = source.expected, [f.size for f in source.files if f.url is not None]
+        users, items, interactions = (f"{n:,}" if n is not None else "?" for n in (c.users, c.items, c.interactions))
+        here = "prepared" if (data_path / name / PREPARED).is_file() else ""
+        size = f"{sum(sizes):,}" if sizes and all(sizes) else "unknown" if sizes else "0"  # type: ignore[arg-type]
+        by_hand = ", ".join(f.name for f in source.files if f.url is None and not f.optional)
+        rows.append((name, f"{users} × {items}", interactions, size, by_hand, here, source.what))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(
+        "\n?: not known. 'data get NAME' shows the licence, and which features can be added by hand. The addresses were not tried by the authors."
+    )
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder to make; its name is the data set's"
@@ -86,10 +207,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--core", type=int, default=5, metavar="K", help="keep users and items with K interactions (default 5)"
     )
     parser.add_argument(
-        "--order", choices=("random", "time"), default="random", help="which of a user's are test: default random"
+        "--split",
+        "--order",
+        choices=("random", "time", "global-time"),
+        default="random",
+        help="test is: a random part of each user's (default), each user's last ones, or all from one point in time on, the same for all users",
     )
     parser.add_argument(
-        "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test of each user (default 8:1:1)"
+        "--ratios", default="8:1:1", metavar="A:B:C", help="train, valid, test: of each user, or of all (default 8:1:1)"
     )
     parser.add_argument("--seed", type=int, default=2020, help="of the random split (default 2020)")
 
@@ -141,6 +266,7 @@ def _csv_parser(sources: Any, raw: Any) -> None:
         "--time", metavar="COLUMN", help="numbers, or dates such as 2024-01-31 or 2024-01-31T18:30:00+02:00"
     )
     csv.add_argument("--separator", default=",", help="between the cells of the interactions (default ','; '\\t': tab)")
+    csv.add_argument("--names", metavar="COLUMN,...", help="of the interactions' columns, where the file has no header")
     csv.add_argument(
         "--feature-separator",
         metavar="SEPARATOR",
@@ -248,6 +374,7 @@ def main(arguments: Sequence[str]) -> int:
         options.values = values
     else:
         options = parser().parse_args(arguments)
+        options.arguments = arguments
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -299,8 +426,8 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, float, float], int]:
-    """core, order, ratios and seed; checked, with the target, before any work."""
+def _split_options(options: argparse.Namespace) -> _How:
+    """core, split, ratios and seed; checked, with the target, before any work."""
     from mmrec_mrdib.data.prepare import check_target
 
     check_target(options.output)
@@ -313,7 +440,7 @@ def _split_options(options: argparse.Namespace) -> tuple[int, Any, tuple[float, 
         raise ConfigError(f"--ratios={options.ratios}: expected three numbers such as 8:1:1, the first above 0")
     if options.core < 1 or getattr(options, "max_bad", 0) < 0 or options.seed < 0:
         raise ConfigError("--core must be 1 or more, --max-bad and --seed 0 or more")
-    return options.core, options.order, (ratios[0], ratios[1], ratios[2]), options.seed
+    return options.core, options.split, (ratios[0], ratios[1], ratios[2]), options.seed
 
 
 def _amazon(options: argparse.Namespace) -> int:
@@ -324,11 +451,11 @@ def _amazon(options: argparse.Namespace) -> int:
     show = sys.stderr.isatty()
     collector = prepare.Collector()
     skipped = [amazon.read_reviews(path, collector, options.max_bad, show) for path in options.reviews]
-    table, labels = prepare.finish(collector.table(), *how, _lost(skipped))
+    table, labels, fallen = _finish(collector.table(), how, _lost(skipped))
     raw = len(collector)
     del collector
     items = table.item_tokens.tolist()
-    notes: list[str] = []
+    notes = _fallen(fallen)
     extra: list[Callable[[Path], None]] = []
     if options.meta is not None:
 
@@ -347,7 +474,7 @@ def _amazon(options: argparse.Namespace) -> int:
             notes.append(_lacking("image", len(features.row_of), len(items)))
 
         extra.append(images)
-    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, raw, skipped, table, labels, notes)
 
 
@@ -368,24 +495,67 @@ def _csv(options: argparse.Namespace) -> int:
     collector = prepare.Collector()
     columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
     csv = tables.Csv(options.separator, options.quoting, options.encoding or "utf-8")
-    skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, csv)]
+    headed = dataclasses.replace(csv, names=_names(options.names))
+    skipped = [tables.read_interactions(options.interactions, columns, collector, options.max_bad, headed)]
     whole = collector.table()
     lost = _lost(skipped)
     if options.min_rating is not None:
         whole = whole.kept(whole.ratings >= options.min_rating)
         if len(whole) < len(collector):
             lost.append(f"{len(collector) - len(whole)} are rated below --min-rating={options.min_rating:g}, or not")
-    table, labels = prepare.finish(whole, *how, [f"of {len(collector)} that were read", *lost] if lost else [])
+    table, labels, fallen = _finish(whole, how, [f"of {len(collector)} that were read", *lost] if lost else [])
     items = table.item_tokens.tolist()
-    notes, extra = [], []
+    notes, extra = _fallen(fallen), []
     for name, path in files.items():
         features = tables.read_features(
             path, options.feature_id or options.item, dataclasses.replace(csv, separator=options.feature_separator)
         )
         extra.append(prepare.feature_writer(name, features, items))
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
-    prepare.write_mmrec(options.output, table, labels, _settings(options), extra)
+    prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = tuple(n.strip() for n in given.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"--names={given}: expected the names of all columns, each once, with commas between them")
+    return names
+
+
+def _finish(whole: Any, how: _How, lost: Sequence[str] = ()) -> tuple[Any, Any, dict[str, Any]]:
+    """The table and its split; with one by points in time, without the users who are new after the first, and for the record:
+    the points, and what fell out."""
+    from mmrec_mrdib.data import prepare
+
+    table, labels = prepare.finish(whole, *how, lost)
+    if how[1] != "global-time":
+        return table, labels, {}
+    starts = {n: table.times[labels == k] for n, k in (("valid", prepare.VALID), ("test", prepare.TEST))}
+    left, left_labels = table.without_new_users(labels)
+    trained = len(set(left.items[left_labels == prepare.TRAIN].tolist()))
+    fallen = {
+        "users": len(table.user_tokens) - len(left.user_tokens),
+        "items": len(table.item_tokens) - len(left.item_tokens),
+        "interactions": len(table) - len(left),
+        "items_never_trained": len(left.item_tokens) - trained,
+    }
+    points = {n: float(times.min()) for n, times in starts.items() if len(times)}
+    return left, left_labels, {"split_points": points, "fallen_out": fallen}
+
+
+def _fallen(about: dict[str, Any]) -> list[str]:
+    if not about:
+        return []
+    points = ", ".join(f"{name} from {time:.15g}" for name, time in about["split_points"].items())
+    lost = about["fallen_out"]
+    return [
+        f"split at {points} (times as in the data)",
+        f"without training interactions: {lost['users']} users, left out with {lost['interactions']} interactions and "
+        f"{lost['items']} items that nobody else has; {lost['items_never_trained']} items, kept: they are ranked",
+    ]
 
 
 def _lost(skipped: Sequence[Any]) -> list[str]:
@@ -395,7 +565,7 @@ def _lost(skipped: Sequence[Any]) -> list[str]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options of a `prepare`, as plain values, for its record."""
-    plain = {k: v for k, v in vars(options).items() if k not in ("run", "output")}
+    plain = {k: v for k, v in vars(options).items() if k not in ("run", "output", "arguments")}
     return {
         k: [str(x) for x in v] if isinstance(v, list) else str(v) if isinstance(v, Path) else v
         for k, v in plain.items()
@@ -434,8 +604,9 @@ def _recbole(options: argparse.Namespace) -> int:
     if options.encoding is not None:
         values["encoding"] = options.encoding
     whole, labels = atomic.read(options.folder, atomic.Format.of(values))
+    fallen: dict[str, Any] = {}
     if labels is None:
-        table, labels = prepare.finish(whole, *how)
+        table, labels, fallen = _finish(whole, how)
     else:  # the split is given: each pair counts where it first stands
         pair = whole.users * len(whole.item_tokens) + whole.items
         first = np.sort(np.unique(pair, return_index=True)[1])
@@ -446,10 +617,11 @@ def _recbole(options: argparse.Namespace) -> int:
         options.output,
         table,
         labels,
-        _settings(options),
+        _settings(options) | fallen,
         [prepare.feature_writer(n, f, items) for n, f in found.items()],
     )
     notes = [_lacking(n, sum(t in f.row_of for t in items), len(items)) for n, f in found.items()]
+    notes = _fallen(fallen) + notes
     return _done(options.output, len(whole), (), table, labels, notes)
 
 

@@ -72,7 +72,7 @@ class Report:
 
 
 def check(folder: str | Path) -> Report:
-    """Look at the interactions of the folder (`<folder's name>.inter`, or the files of a given split) and at every `<modality>_feat.npy`
+    """Look at the interactions of the folder (`<folder's name>.inter`, `inter.csv`, or the files of a given split) and at every `<modality>_feat.npy`
     beside them, as the loader would with the `<name>.yaml` that is there. Nothing is written or unpickled.
 
     What depends on further parameters (the split of a single atomic file, filters on the command line) is not looked at.
@@ -126,14 +126,14 @@ def _required(values: Mapping[str, Any]) -> dict[str, Any]:
 def _where(folder: Path, values: Mapping[str, Any]) -> str:
     name = folder.resolve().name
     splits = values.get("benchmark_filename")
-    return f"{name}.{{{','.join(splits)}}}.inter" if splits else f"{name}.inter"
+    return f"{name}.{{{','.join(splits)}}}.inter" if splits else mmrec.file_of(folder, name).name
 
 
 def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.DataFrame | None, set[str], int | None]:
     """Interactions in columns userID, itemID and, where the split is given, x_label; further items that the loader will know; and the number
     of item ids in the MMRec layout."""
     name = folder.resolve().name
-    path = folder / f"{name}.inter"
+    path = mmrec.file_of(folder, name)
     how = atomic.Format.of(values)
     given = values.get("benchmark_filename")
     parts = [folder / f"{name}.{split}.inter" for split in given] if given else [path]
@@ -142,7 +142,7 @@ def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.D
             report.findings.append(Finding("error", _where(folder, values), "expected three: train, valid and test"))
             return None, set(), None
         if not given and not path.is_file():
-            what = "no such file; the interactions are read from it"
+            what = f"no such file, and no {mmrec.CSV}; the interactions are read from it"
             splits = atomic.split_files(folder)
             if splits is not None:
                 what += f"; for {splits[0].name} and the others write 'benchmark_filename: [train, valid, test]' into {name}.yaml"
@@ -151,6 +151,8 @@ def _read(folder: Path, values: Mapping[str, Any], report: Report) -> tuple[pd.D
                 return None, set(), None
             given, parts = list(mmrec.SPLITS), splits
         report.layout = "MMRec" if not given and mmrec.is_mmrec(path, how.encoding) else "RecBole"
+        if mmrec.CSV not in [p.name for p in parts] and (folder / mmrec.CSV).is_file():
+            report.findings.append(Finding("warning", mmrec.CSV, f"not read: {parts[0].name} is there"))
     except MRdIBError as error:
         report.findings.append(Finding("error", path.name, without(path, error)))
         return None, set(), None

@@ -34,7 +34,8 @@ class MultimodalDataset(Dataset):
 
     Two layouts, told apart by the header of `<name>.inter`:
 
-    - MMRec: `userID itemID x_label`; the split is x_label's; row r of `<modality>_feat.npy` belongs to item id r.
+    - MMRec: `userID itemID x_label`; the split is x_label's; row r of `<modality>_feat.npy` belongs to item id r. MRLib's `inter.csv`
+      (`user_id,item_id,rating,label`) is the same, where there is no `<name>.inter`.
     - RecBole: `user_id:token item_id:token ...`; the split is that of `eval_args` or `benchmark_filename`; row r of
       `<modality>_feat.npy` belongs to the id in line r of `<modality>_ids.txt`. Read by `data/sources/atomic.py`, not by RecBole.
 
@@ -84,11 +85,11 @@ class MultimodalDataset(Dataset):
             raise DataError(f"{self._folder}: {error}") from error
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        path = Path(dataset_path) / f"{token}.inter"
+        path = mmrec.file_of(Path(dataset_path), token)
         encoding = self._format.encoding
         self._is_mmrec = self.benchmark_filename_list is None and path.is_file() and mmrec.is_mmrec(path, encoding)
         if self.benchmark_filename_list is None and not path.is_file():
-            raise DataError(f"{path}: no such file; a data set named '{token}' needs it")
+            raise DataError(f"{path}: no such file, and no {mmrec.CSV}; a data set named '{token}' needs one of them")
         if not self._is_mmrec:
             super()._load_inter_feat(token, dataset_path)
             return

@@ -77,6 +77,9 @@ def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str
 
 
 _NAMED = re.compile(r"(?:(.+)[_.-])?(?:feats?|features?|embs?|embeddings?)", re.IGNORECASE)
+_GRAPH = re.compile(
+    r"(?:.*_)?(?:adj|graph)(?:_.*)?|mm_adj.*", re.IGNORECASE
+)  # MMRec's neighbours and caches, made anew here
 _ARRAYS = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".mat", ".safetensors")
 _MENDS = {
     ".npz": "np.save('{new}', np.load('{old}')[KEY])",
@@ -98,7 +101,7 @@ def unread(folder: Path, found: dict[str, tuple[Path, Path | None]]) -> dict[str
     for path in sorted(folder.iterdir()):
         bare, suffix = Path(path.name.removesuffix(".gz")), path.suffix.lower()
         named = _NAMED.fullmatch(bare.stem)
-        known = named or bare.suffix.lower() in _ARRAYS
+        known = named or (bare.suffix.lower() in _ARRAYS and not _GRAPH.fullmatch(bare.stem))
         if path.name.startswith(".") or not path.is_file() or path.name in used or not known:
             continue
         new = f"{(named[1] if named else bare.stem) or '<modality>'}{SUFFIX}"

@@ -23,6 +23,7 @@ from mmrec_mrdib import __version__
 from mmrec_mrdib.errors import ConfigError, DataError, listed
 
 TRAIN, VALID, TEST = 0, 1, 2
+Order = Literal["random", "time", "global-time"]
 PREPARED = "prepared.json"  # its presence vouches for users.txt and items.txt
 
 
@@ -124,20 +125,24 @@ class Table:
         item_ids, items = np.unique(self.items, return_inverse=True)
         return Table(users, items, self.ratings, self.times, self.user_tokens[user_ids], self.item_tokens[item_ids])
 
-    def split(self, order: Literal["random", "time"], ratios: tuple[float, float, float], seed: int) -> np.ndarray:
-        """(E,) 0, 1 or 2: train, valid or test of each interaction, by user.
+    def split(self, order: Order, ratios: tuple[float, float, float], seed: int) -> np.ndarray:
+        """(E,) 0, 1 or 2: train, valid or test of each interaction, by user or, with 'global-time', by two points in time.
 
-        A user's interactions are put in random order or in that of time; the last ones are test, those before valid. Of n, each
+        By user: a user's interactions are put in random order or in that of time; the last ones are test, those before valid. Of n, each
         of the two gets its share of n rounded down, but one where the share is above 0 and n is 3 or more; with n = 2 test goes first.
 
+        By points in time, the same for all users: train is before the first, valid from there to before the second, test from there on.
+        Each is the time at which the interactions before it come nearest to their share of all (of two equally near, the earlier one),
+        of those that leave something for every part with a share.
+
         Raises:
-            DataError: order by time where an interaction has none.
+            DataError: order by time where an interaction has none; fewer times than parts.
         """
+        if order != "random" and np.isnan(self.times).any():
+            raise DataError(f"{int(np.isnan(self.times).sum())} interactions have no time; split with --split=random")
+        if order == "global-time":
+            return self._split_at_times(ratios)
         if order == "time":
-            if np.isnan(self.times).any():
-                raise DataError(
-                    f"{int(np.isnan(self.times).sum())} interactions have no time; split with --order=random"
-                )
             keys = (self.items, self.times, self.users)
         else:
             # One draw an interaction, in the order of (user, item): the order of the input does not matter.
@@ -157,6 +162,32 @@ class Table:
         from_end = n - place
         return np.where(from_end <= test, TEST, np.where(from_end <= test + valid, VALID, TRAIN))
 
+    def _split_at_times(self, ratios: tuple[float, float, float]) -> np.ndarray:
+        distinct, counts = np.unique(self.times, return_counts=True)
+        before = np.concatenate([[0], np.cumsum(counts)])  # interactions before each distinct time, and all
+        parts = [int(r > 0) for r in ratios]
+        if len(distinct) < sum(parts):
+            raise DataError(f"--split=global-time: {len(distinct)} distinct times cannot make {sum(parts)} parts")
+        for_train, for_test = np.abs(before[:, None] - np.cumsum(ratios)[:2] * len(self) / sum(ratios)).T
+        test = int(np.argmin(for_test[: len(distinct) + 1 - parts[2]]).clip(1 + parts[1]))
+        valid = 1 + int(np.argmin(for_train[1 : test + 1 - parts[1]]))
+        return np.searchsorted([valid, test], np.searchsorted(distinct, self.times), side="right")
+
+    def without_new_users(self, labels: np.ndarray) -> tuple[Table, np.ndarray]:
+        """What a split leaves to judge: users who have no training interaction are left out, and items that only they had. Items that
+        others have in valid or test stay, though nothing trains them: they are ranked.
+
+        Raises:
+            DataError: a part that had interactions has none any more.
+        """
+        known = np.zeros(len(self.user_tokens), dtype=bool)
+        known[self.users[labels == TRAIN]] = True
+        keep = known[self.users]
+        for name, label in (("valid", VALID), ("test", TEST)):
+            if (labels == label).any() and not (labels[keep] == label).any():
+                raise DataError(f"--split=global-time: all users of the {name} part are new; choose other --ratios")
+        return self.kept(keep).renumbered(), labels[keep]
+
 
 @dataclass(frozen=True)
 class Features:
@@ -169,7 +200,7 @@ class Features:
 def finish(
     table: Table,
     core: int,
-    order: Literal["random", "time"],
+    order: Order,
     ratios: tuple[float, float, float],
     seed: int,
     lost: Sequence[str] = (),

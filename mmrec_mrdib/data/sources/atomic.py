@@ -224,7 +224,7 @@ def write(target: Path, source: Path) -> int:
 
     Returns the number of interactions.
     """
-    frame = mmrec.read(source / f"{source.resolve().name}.inter").drop_duplicates(["userID", "itemID"])
+    frame = mmrec.read(mmrec.file_of(source, source.resolve().name)).drop_duplicates(["userID", "itemID"])
     n_ids = int(frame["itemID"].max()) + 1 if len(frame) else 0
 
     def interactions(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """The MMRec layout: `<name>.inter`, tab-separated with an untyped header `userID itemID [rating] [timestamp] x_label`.
 
+MRLib's is the same in other words: `inter.csv`, separated by commas (or tabs), with the header `user_id,item_id,rating,label`.
+
 Ids are whole numbers from 0; the item id is also the row of `<modality>_feat.npy`. x_label 0, 1, 2 = train, valid, test.
 """
 
@@ -17,10 +19,20 @@ from mmrec_mrdib.errors import DataError, MRdIBError, listed, without
 
 COLUMNS = ("userID", "itemID", "x_label")
 SPLITS = ("train", "valid", "test")
+CSV = "inter.csv"
+_IN_CSV = {"user_id": "userID", "item_id": "itemID", "label": "x_label"}
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """The file of a folder's interactions: `<name>.inter`, or `inter.csv` where that alone is there."""
+    path, other = folder / f"{name}.inter", folder / CSV
+    return other if other.is_file() and not path.is_file() else path
 
 
 def is_mmrec(path: Path, encoding: str = "utf-8") -> bool:
-    """Whether the .inter file has the untyped header; RecBole's names a type behind each column (`user_id:token`)."""
+    """Whether it is an inter.csv, or a .inter file with the untyped header; RecBole's names a type behind each column (`user_id:token`)."""
+    if path.name == CSV:
+        return True
     try:
         with path.open(encoding=encoding) as file:
             return ":" not in file.readline()
@@ -74,11 +86,19 @@ def examine(
     """The interactions in the order of the file, without the lines that have a problem, and all problems; None where the file
     cannot be read as a table at all."""
     try:
-        cells = text.table(path, encoding=encoding)
+        cells = text.table(path, "," if path.name == CSV else "\t", encoding)
+        if path.name == CSV and len(cells.frame.columns) == 1 and "\t" in cells.frame.columns[0]:
+            cells = text.table(path, "\t", encoding)
     except MRdIBError as error:
         return None, [Problem(without(path, error))]
-    frame = cells.frame
-    missing = [c for c in COLUMNS if c not in frame.columns]
+    frame, own = cells.frame, {c: c for c in COLUMNS}
+    if path.name == CSV:
+        own |= {new: old for old, new in _IN_CSV.items() if new not in frame.columns}
+        frame = frame.rename(columns={old: new for new, old in own.items()})
+    missing = [own[c] for c in COLUMNS if c not in frame.columns]
+    if missing and path.name == CSV:
+        what = f"the header lacks {', '.join(missing)} (found {listed(cells.frame.columns, 8)}); expected user_id,item_id,rating,label"
+        return None, [Problem(what)]
     if missing:
         what = (
             f"the header lacks {', '.join(missing)} (found {listed(frame.columns, 8)}); expected tab-separated "
@@ -103,7 +123,8 @@ def examine(
         if not good.all():
             at = np.flatnonzero(~good)
             examples = tuple(f"line {frame.index[n]}: {frame[name].iloc[n]!r}" for n in at[:5])
-            problems.append(Problem(f"column {name}: expected {wanted.get(name, 'numbers')}", len(at), examples))
+            what = f"column {own.get(name, name)}: expected {wanted.get(name, 'numbers')}"
+            problems.append(Problem(what, len(at), examples))
         sound &= good
         numbers[name] = values
     return pd.DataFrame({n: v[sound].astype(np.int64 if n in COLUMNS else float) for n, v in numbers.items()}), problems

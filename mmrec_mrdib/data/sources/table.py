@@ -33,11 +33,13 @@ class Csv:
         separator: between cells; None: found in the header, by the column that is wanted, or the one that it has most of.
         quoting: 'minimal': a cell may stand in double quotes; 'none': quotes are characters like others.
         encoding: of the text.
+        names: of the columns, where the file has no header.
     """
 
     separator: str | None = ","
     quoting: Literal["minimal", "none"] = "minimal"
     encoding: str = "utf-8"
+    names: tuple[str, ...] | None = None
 
 
 class Chunk(NamedTuple):
@@ -85,6 +87,8 @@ def chunks(path: Path, how: Csv, bad: BadLines, wanted: str = "") -> Iterator[Ch
         ):
             raise DataError(f"{path}: no table but {what}")
         if is_parquet(path):
+            if how.names is not None:
+                raise ConfigError(f"--names: no effect on {path}: Parquet names its columns itself")
             before = 1
             with pyarrow().parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS):
@@ -136,7 +140,7 @@ def _rows(path: Path, how: Csv, bad: BadLines, wanted: str) -> Iterator[Chunk]:
         quoting: Literal[0, 3] = csv.QUOTE_NONE if how.quoting == "none" else csv.QUOTE_MINIMAL
         # Strict: a quote that opens a cell and never closes it is an error, not a cell of a thousand lines.
         reader = csv.reader(stream, delimiter=single, quoting=quoting, strict=True)
-        header = next(reader, [])
+        header = next(reader, []) if how.names is None else list(how.names)
         if not any(header):
             raise DataError(
                 f"{path}: not a table: its first line is empty, where the names of the columns are expected"
@@ -158,7 +162,11 @@ def _rows(path: Path, how: Csv, bad: BadLines, wanted: str) -> Iterator[Chunk]:
                 numbers.append(start)
                 ends.append(reader.line_num)
             elif row:
-                why = f"{len(row)} cells, the header has {len(header)}"
+                why = (
+                    f"{len(row)} cells, the header has {len(header)}"
+                    if how.names is None
+                    else f"{len(row)} cells, --names has {len(header)}"
+                )
                 bad.add(start, why, separator.join(row), reader.line_num - start + 1)
             if len(rows) == _ROWS:
                 yield _chunk(rows, header, numbers, ends)
