@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -370,8 +371,8 @@ def mel_statistics(x: np.ndarray) -> np.ndarray:
 def mel_bands() -> np.ndarray:
     """(257, MEL_BANDS): weights of the bins of a spectrum of 512 points in triangles whose corners are equal steps on the mel scale,
     2595 log10(1 + f / 700), from 50 Hz to half the rate."""
-    mel = 2595 * np.log10(1 + np.array([50, MEL_RATE / 2]) / 700)
-    corners = 700 * (10 ** (np.linspace(*mel, MEL_BANDS + 2) / 2595) - 1)
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (50, MEL_RATE / 2))
+    corners = 700 * (10 ** (np.linspace(low, high, MEL_BANDS + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(512, 1 / MEL_RATE)[:, None]
     rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
