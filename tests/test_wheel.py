@@ -12,23 +12,27 @@ from pathlib import Path
 
 import pytest
 
+from mmrec_mrdib.testing.toy import write_mmrec
 from tests.conftest import ROOT
 
-# Runs the console script as a shell would, and tells which files of the checkout were opened on the way, and where our modules came from.
+# Runs the console script as a shell would, and writes down which files of the checkout were opened on the way and where our modules came from. The
+# board's worker is a fork, which has PyTorch loaded already: seconds less.
 RUN = """
-import runpy, sys
-checkout, environment, *sys.argv = sys.argv[1:]
-opened = []
+import multiprocessing, os, runpy, sys
+checkout, environment, told, *sys.argv = sys.argv[1:]
+told = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def watch(event, arguments):
     if event == "open" and str(arguments[0]).startswith(checkout) and not str(arguments[0]).startswith(environment):
-        opened.append(str(arguments[0]))
+        os.write(told, f"opened {arguments[0]}\\n".encode())
 sys.addaudithook(watch)
+fork = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda kind: fork
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    import json, pathlib
-    ours = [m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "mmrec_mrdib" and m.__file__]
-    pathlib.Path("told.json").write_text(json.dumps([opened, ours]))
+    for name, module in sys.modules.items():
+        if name.partition(".")[0] == "mmrec_mrdib":
+            os.write(told, f"{module.__file__}\\n".encode())
 """
 
 
@@ -85,16 +89,16 @@ def test_the_installed_wheel_runs_the_demo_far_from_the_checkout(built, tmp_path
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--no-warn-script-location"]  # fmt: skip
     subprocess.run([*pip, next(built.glob("*.whl"))], env=os.environ, check=True, timeout=120)
     # the command of 'make demo', in small
-    demo = "leaderboard --models VBPR --datasets ml-100k --variants plain,mrdib --seeds 1 --epochs=1 --cold_items=0.1"
-    demo += " --columns recall@20,ndcg@20,new:recall@20 --runs runs --output demo"
-    own = [str(ROOT), sysconfig.get_path("data"), str(environment / "bin" / "mmrec-mrdib")]
-    out = subprocess.run([python, "-c", RUN, *own, *demo.split()], cwd=away, env=env, capture_output=True, text=True, timeout=300)  # fmt: skip
+    write_mmrec(away / "datasets" / "toy", users=40, items=30, dims={"image": 8, "text": 5})
+    demo = "leaderboard --models VBPR --datasets toy --variants plain,mrdib --seeds 1 --epochs=1 --embedding_size=8"
+    script = environment / "bin" / "mmrec-mrdib"
+    command = [python, "-c", RUN, ROOT, sysconfig.get_path("data"), "told", script, *demo.split(), "--output", "demo"]
+    out = subprocess.run(command, cwd=away, env=env, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr
-    opened, ours = json.loads((away / "told.json").read_text())
-    assert opened == [] and len(ours) > 30 and {Path(f).is_relative_to(site) for f in ours} == {True}
+    told = (away / "told").read_text().splitlines()
+    assert len(told) > 30 and {Path(line).is_relative_to(site) for line in told} == {True}
     results = [json.loads(path.read_text()) for path in away.glob("runs/*/result.json")]
-    assert {r["model"] for r in results} == {"VBPR", "VBPR+MRdIB"} and all(
-        0 < r["test"]["recall@20"] < 1 for r in results
-    )
+    assert {r["model"] for r in results} == {"VBPR", "VBPR+MRdIB"}
+    assert all(0 < r["test"]["recall@20"] <= 1 for r in results)
     page = (away / "demo" / "leaderboard.html").read_text()
-    assert "VBPR" in page and "MRdIB" in page and "ml-100k" in page
+    assert "VBPR+MRdIB" in page and "toy" in page
