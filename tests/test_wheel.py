@@ -53,9 +53,9 @@ def contents(wheel):
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
 
 
-def shipped(*folders):
-    """Path in the package -> bytes, of every file of these folders of the checkout."""
-    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+def shipped(folder, pattern="*"):
+    """Path in the package -> bytes, of every file of this folder of the checkout."""
+    files = [p for p in (ROOT / folder).rglob(pattern) if p.is_file() and "__pycache__" not in p.parts]
     return {str(p.relative_to(ROOT)): p.read_bytes() for p in files}
 
 
@@ -69,7 +69,7 @@ def test_wheel_and_source_distribution_hold_everything(built, tmp_path, monkeypa
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.iterdir()
-    for name, content in shipped("tests", "benchmarks", "docs").items():
+    for name, content in (shipped("tests", "*.py") | shipped("benchmarks", "*.py")).items():
         assert (source / name).read_bytes() == content
     assert all((source / name).is_file() for name in ("Makefile", "constraints.txt", "README.md", "LICENSE"))
     (tmp_path / "again").mkdir()
