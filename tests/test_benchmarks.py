@@ -9,7 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from benchmarks import growth, null, table
+from benchmarks import growth, null, planted, table
 from benchmarks.floors import FLOORS
 from mmrec_mrdib import registry
 from mmrec_mrdib.data import check
@@ -51,6 +51,24 @@ def test_generated_data_is_sound(tmp_path):
     assert (splits.dataset.user_num, splits.dataset.item_num) == (301, 501)
     assert {m: x.shape[1] for m, x in splits.dataset.features.items()} == {"image": 384, "text": 384}
     assert check.check(tmp_path / "small").usable
+
+
+def test_one_column_decides_in_planted_data_and_none_in_independent(tmp_path):
+    planted.write(tmp_path, users=200, items=60, each=8)
+    texts = {d.name: (d / f"{d.name}.inter").read_text().split("\n", 1)[1] for d in tmp_path.iterdir()}
+    assert len(texts) == 4 and len({text.replace(name, "") for name, text in texts.items()}) == 1
+    table = np.loadtxt(tmp_path / "planted-16" / "planted-16.inter", skiprows=1, dtype=int)
+    users, items = table[table[:, 2] == 0][: 200 * 4, :2].T
+
+    def alike(name, modality):
+        """Of each column, the correlation of its values of a user's items: squared mean over mean square."""
+        x = np.load(tmp_path / name / f"{modality}_feat.npy")[items]
+        means = np.stack([np.bincount(users, x[:, n], 200) / 4 for n in range(x.shape[1])])
+        return (means**2).mean(1) / (x**2).mean(0)
+
+    decides = alike("planted-16", "a") > 0.6  # a quarter for independent columns
+    assert decides.sum() == 1 and len(decides) == 17 and check.check(tmp_path / "planted-16").usable
+    assert (alike("independent", "a") < 0.45).all() and (alike("planted-16", "b") < 0.45).all()
 
 
 def test_exponents_and_their_picture(tmp_path):
