@@ -8,6 +8,7 @@ from typing import Any
 import griffe
 
 _SHARED = re.compile(r"^(?P<indent>\s*)(?P<names>\w+(?:, \*{0,2}\w+)+): (?P<text>.*)$")
+_TAG = re.compile(r"(`[^`]*`)|<")  # code, which stays as it is
 _BLOCK = re.compile(r"^ {4,}")
 
 
@@ -29,5 +30,5 @@ def mended(text: str) -> str:
             names = found["names"].split(", ")
             out += [f"{found['indent']}{name}: see `{names[-1]}`." for name in names[:-1]]
             line = f"{found['indent']}{names[-1]}: {found['text']}"
-        out.append(line if _BLOCK.match(line) and not arguments else line.replace("<", "&lt;"))
+        out.append(line if _BLOCK.match(line) and not arguments else _TAG.sub(lambda m: m[1] or "&lt;", line))
     return "\n".join(out)

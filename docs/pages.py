@@ -15,6 +15,7 @@ import functools
 import importlib
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import re
@@ -27,10 +28,12 @@ import yaml
 import mmrec_mrdib
 from mmrec_mrdib import cli, errors, parameters, paths, registry, schema
 
+logger = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = "sources"  # folder of the site for files that are no pages
 _ABOVE = re.compile(r"(?<=\]\()\.\./([\w./-]+)(?=[)#])")
 _KEY = re.compile(r"^(\w+):[ \t]*(.*?)[ \t]*(?:(?<!\S)#[ \t]*(?:\(([\w ]+)\)[ \t]*)?(.*))?$")
+_KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "dict": "mapping"}
 _MODULES = {  # beside the names that `mmrec_mrdib` offers
     "models.base": "what a backbone inherits",
     "encoded": "what passes between a backbone and a plug-in",
@@ -74,6 +77,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links that lead out of docs/, to the copies."""
     up = "../" * page.file.src_uri.count("/")
     return _ABOVE.sub(lambda m: f"{up}{SOURCES}/{m[1]}" if (ROOT / m[1]).is_file() else m[0], markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Warn, and so fail, where a list or a table was not recognised: each wants an empty line before it."""
+    if found := re.search(r"^(?:- |\d\. |\|[ :|-]+\|).{0,40}", re.sub(r"(?s)<pre.*?</pre>", "", html), re.MULTILINE):
+        logger.warning("Doc file '%s': no list, or no table, where one seems meant: '%s'", page.file.src_uri, found[0])
+    return html
 
 
 # Pages.
@@ -279,7 +289,7 @@ def _type(field: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         return " or ".join(map(str, field["enum"]))
     if "const" in field:
         return str(field["const"])
-    kind = {"null": "none", "array": "list", "object": "mapping", "string": "text"}.get(field.get("type", ""), "")
+    kind = {"null": "none", "array": "list", "object": "mapping", "string": "text", "boolean": "true or false"}.get(field.get("type", ""), "")
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[key]:g}" for key, sign in bounds.items() if key in field]
     return " ".join([kind or field.get("type", "any"), ", ".join(limits)]).strip()
@@ -288,15 +298,22 @@ def _type(field: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 def _table(found: Mapping[str, tuple[str, str, str]], types: Mapping[str, str]) -> str:
     lines = ["| parameter | default | values | meaning |", "|---|---|---|---|"]
     for key, (default, kind, meaning) in found.items():
-        values = types.get(key) or kind
+        values = types.get(key) or _KINDS.get(kind, kind)
         shown = "none" if default in ("~", "null") else f"`{default}`".replace("|", "\\|")
         lines.append(f"| `{key}` | {shown} | {_cell(values)} | {_cell(meaning)} |")
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """Text as a cell of a table, whatever signs it has."""
-    return re.sub(r"([|*_<\[])", lambda m: "&lt;" if m[1] == "<" else f"\\{m[1]}", text)
+    """Text as a cell of a table, whatever signs it has; code stays code."""
+
+    def escaped(found: re.Match[str]) -> str:
+        part: str = found[0]
+        if part.startswith("`"):
+            return part.replace("|", "\\|")
+        return "&lt;" if part == "<" else f"\\{part}"
+
+    return re.sub(r"`[^`]*`|[|*_<\[]", escaped, text)
 
 
 def _fenced(text: str, language: str) -> str:
