@@ -32,7 +32,9 @@ logger = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = "sources"  # folder of the site for files that are no pages
 _ABOVE = re.compile(r"(?<=\]\()\.\./([\w./-]+)(?=[)#])")
-_KEY = re.compile(r"^(\w+):[ \t]*(.*?)[ \t]*(?:(?<!\S)#[ \t]*(?:\(([\w ]+)\)[ \t]*)?(.*))?$")
+_KEY = re.compile(  # key: value, # (type) meaning
+    r"""^(\w+):[ \t]*((?:'[^']*'|"[^"]*"|(?<=\S)\#|[^#'"])*?)[ \t]*(?:(?<!\S)\#[ \t]*(?:\(([\w ]+)\)[ \t]*)?(.*))?$"""
+)
 _KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "dict": "mapping"}
 _MODULES = {  # beside the names that `mmrec_mrdib` offers
     "models.base": "what a backbone inherits",
@@ -191,7 +193,7 @@ def entries(file: Path) -> dict[str, tuple[str, str, str]]:
             key, default, kind, meaning = (part or "" for part in found.groups())
             if not default:  # a mapping in lines of its own
                 default = yaml.safe_dump(values[key], default_flow_style=True, sort_keys=False, width=1000).strip()
-            out[key] = default.replace("\\t", "\\\\t"), kind, meaning.strip()
+            out[key] = default, kind, meaning.strip()
     return out
 
 
@@ -248,7 +250,8 @@ def _component(kind: str, name: str) -> list[str]:
     """Table of a model's or plug-in's own parameters."""
     found: dict[str, tuple[str, str, str]] = {}
     for file in registry.property_files(name):
-        found |= entries(file)
+        own = file.is_relative_to(paths.properties_dir())
+        found |= {k: (v, t, text or ("" if own else "(RecBole does not say)")) for k, (v, t, text) in entries(file).items()}
     return [_table(found, _types(f"{kind}/{name}.yaml"))] if found else []
 
 
