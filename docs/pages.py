@@ -251,7 +251,9 @@ def _component(kind: str, name: str) -> list[str]:
     found: dict[str, tuple[str, str, str]] = {}
     for file in registry.property_files(name):
         own = file.is_relative_to(paths.properties_dir())
-        found |= {k: (v, t, text or ("" if own else "(RecBole does not say)")) for k, (v, t, text) in entries(file).items()}
+        found |= {
+            k: (v, t, text or ("" if own else "(RecBole does not say)")) for k, (v, t, text) in entries(file).items()
+        }
     return [_table(found, _types(f"{kind}/{name}.yaml"))] if found else []
 
 
@@ -292,7 +294,9 @@ def _type(field: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         return " or ".join(map(str, field["enum"]))
     if "const" in field:
         return str(field["const"])
-    kind = {"null": "none", "array": "list", "object": "mapping", "string": "text", "boolean": "true or false"}.get(field.get("type", ""), "")
+    kind = {"null": "none", "array": "list", "object": "mapping", "string": "text", "boolean": "true or false"}.get(
+        field.get("type", ""), ""
+    )
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[key]:g}" for key, sign in bounds.items() if key in field]
     return " ".join([kind or field.get("type", "any"), ", ".join(limits)]).strip()

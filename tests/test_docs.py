@@ -18,7 +18,9 @@ from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-_COMMAND = re.compile(r"^[ ]*(?:\.venv/bin/)?(?:(mmrec-mrdib)|(?:\.venv/bin/)?python run_mrdib\.py|run_mrdib\.py) (.+)$")
+_COMMAND = re.compile(
+    r"^[ ]*(?:\.venv/bin/)?(?:(mmrec-mrdib)|(?:\.venv/bin/)?python run_mrdib\.py|run_mrdib\.py) (.+)$"
+)
 
 
 def load(name):
@@ -94,7 +96,9 @@ def test_every_link_leads_somewhere(page):
     if page.suffix == ".ipynb":
         text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
     links = [link for _, line in prose(text) for link in re.findall(r"\]\(([^)\s]+)\)", line)]
-    links += [link for line in text.splitlines() if line.startswith("|") for link in re.findall(r"\]\(([^)\s]+)\)", line)]
+    links += [
+        link for line in text.splitlines() if line.startswith("|") for link in re.findall(r"\]\(([^)\s]+)\)", line)
+    ]
     broken = []
     for link in links:
         target, _, anchor = link.partition("#")
@@ -204,7 +208,9 @@ def test_the_reference_has_every_public_name():
 
 
 def test_pages_of_the_folder_above_are_seen_from_docs(tmp_path):
-    (tmp_path / "a.md").write_text("[a](docs/b.md#c) [d](CHANGELOG.md) [e](LICENSE) [f](https://g.h) [i](#j) ![k](docs/l.png)")
+    (tmp_path / "a.md").write_text(
+        "[a](docs/b.md#c) [d](CHANGELOG.md) [e](LICENSE) [f](https://g.h) [i](#j) ![k](docs/l.png)"
+    )
     assert pages.seen_from_docs(tmp_path / "a.md") == (
         "[a](b.md#c) [d](changes.md) [e](../LICENSE) [f](https://g.h) [i](#j) ![k](l.png)"
     )
@@ -271,4 +277,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         "assert [e['item'] for e in found['items']] == best['item'].tolist()[:2]"
     )
     notebook.cells.append(nbformat.v4.new_code_cell(checks))
-    client.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    client.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
