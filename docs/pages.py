@@ -94,6 +94,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 def seen_from_docs(path: Path) -> str:
     """A page of the folder above, its links as from docs/."""
     text = path.read_text(encoding="utf-8").replace("](CHANGELOG.md)", "](changes.md)")
+    text = text.replace(".ipynb)", ".md)")
     text = re.sub(r"(?<=\]\()(?!docs/|changes\.md|https?:|#)", "../", text)
     return re.sub(r"(?<=\]\()docs/", "", text)
 
