@@ -267,6 +267,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     notebook = nbformat.read(DOCS / "quickstart.ipynb", as_version=4)
@@ -278,5 +279,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     )
     notebook.cells.append(nbformat.v4.new_code_cell(checks))
     client.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
