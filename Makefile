@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCATTER_STAMP := $(VENV)/.scatter
+DOCS_STAMP := $(VENV)/.docs
 
-.PHONY: setup scatter demo test lint bench clean
+.PHONY: setup scatter demo test lint bench docs pictures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +14,8 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    speed against bare PyTorch loops, as ratios; writes benchmarks/results/"
+	@echo "make docs     the documentation: site/index.html"
+	@echo "make pictures the README's pictures, of a board and a report on the demo (needs Chromium)"
 	@echo "make scatter  build torch-scatter from source (minutes; optional: one reduction uses it where it is there)"
 	@echo "make setup    the environment in $(VENV) (done by all of the above); PYTHON=python3.13 chooses the Python, 3.11 to 3.13"
 
@@ -59,5 +62,18 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run
 
+$(DOCS_STAMP): $(STAMP)
+	@echo "== installing what the documentation is made with"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "the documentation: site/index.html"
+
+pictures: demo
+	$(BIN)/mmrec-mrdib report runs/VBPR-ml-100k-1-* runs/VBPR+MRdIB-ml-100k-1-* --output demo/report.html
+	$(BIN)/python -m benchmarks.pictures demo/leaderboard.html=docs/board.png demo/report.html=docs/report.png
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 The null is exact: both sides are the same model, with other seeds. Simulated: users, seeds and noise are drawn, as often as wanted. Real: one
 model is trained with many seeds, and these are dealt into two sides in many ways; the deals share runs, so their share of false alarms has no
-error of the usual kind. Each is judged by the code that judges a board. Results: docs/leaderboard.md.
+error of the usual kind. Each is judged by the code that judges a board. Results: docs/statistics.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Errors that a user can mend. The command line prints their one line and exits with code 2."""
+"""Errors that a user can mend. The command line prints their one line and exits with code 2.
+
+Each class says what it is and, after 'To mend:', what to do: the reference is made from these docstrings.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,50 @@ from collections.abc import Iterable
 
 
 class MRdIBError(Exception):
-    """Base of all errors whose message says what is wrong, where, and how to mend it."""
+    """Base of all errors whose message says what is wrong, where, and how to mend it.
+
+    To mend: do what the message says. `except MRdIBError` catches whatever is yours to mend; any other exception is a fault of the program.
+    """
 
 
 class ConfigError(MRdIBError):
-    """A parameter, model or data set name that is unknown, out of range or contradictory."""
+    """A parameter or the name of a model, plug-in or preset that is unknown, out of range, without effect or contradictory.
+
+    To mend: take the nearest name that the message offers, or a value in the range that it states. All parameters with their defaults and ranges
+    are in the reference, those of the own package in its `properties/`.
+    """
 
 
 class DataError(MRdIBError):
-    """An input file that is missing, malformed or does not fit the others."""
+    """An input, mostly a file, that is missing, malformed or does not fit the others.
+
+    To mend: the message names the file and, where there is one, the line. `mmrec-mrdib data check DIR` lists at once everything that the loader
+    would refuse; items without features need `--missing=mean` or `--missing=drop`.
+    """
 
 
 class CheckpointError(MRdIBError):
-    """A checkpoint that is missing, foreign, or would have to be unpickled."""
+    """A checkpoint that is missing, damaged, of another model, or would have to be unpickled.
+
+    To mend: name a `best.pt` that this program wrote, with its `result.json` beside it; delete one that cannot be resumed, and start anew. Of
+    another program's pickle, save the state dict alone there (`torch.save(model.state_dict(), path)`): that loads without unpickling.
+    """
 
 
 class ContractError(MRdIBError):
-    """A model that does not keep the contract of `models/base.py`."""
+    """A model, a plug-in or a host that does not keep the contract of `models/base.py`, or is not as `attach` was told.
+
+    To mend: the message names what is returned or expected, mostly a shape. `mmrec_mrdib.testing.contract.ContractTests` checks a backbone at
+    once, `mmrec_mrdib.suggest` lists what of a host can be attached to.
+    """
 
 
 class NonFiniteLossError(MRdIBError):
-    """A loss term became NaN or infinite; the message names the term."""
+    """A loss term, or a parameter, became NaN or infinite before the first good epoch; the message names it.
+
+    To mend: lower `--learning_rate` or the weight of the term that is named, look at the scale of the features (`--feature_norm=standard`,
+    `data check`), or clip gradients (`--clip_grad_norm='{max_norm: 1.0}'`). A run that diverges after a good epoch keeps that epoch and says so.
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

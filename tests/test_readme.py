@@ -1,4 +1,4 @@
-"""The README's backbone is real, and so are the commands of docs/data.md."""
+"""The least backbone of docs/extend.md is real, and so are the commands of docs/data.md."""
 
 import csv
 import gzip
@@ -17,11 +17,11 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("variant", ["", "+MRdIB"])
-def test_the_backbone_of_the_readme_trains(tmp_path, monkeypatch, variant):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    (tmp_path / "readme_backbone.py").write_text(code)
+def test_the_least_backbone_trains(tmp_path, monkeypatch, variant):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.DOTALL).group(1)
+    (tmp_path / "least_backbone.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(registry.MODELS, "MeanFusion", "readme_backbone:MeanFusion")
+    monkeypatch.setitem(registry.MODELS, "MeanFusion", "least_backbone:MeanFusion")
     (tmp_path / "data").mkdir()
     model, splits = build("MeanFusion" + variant, tmp_path / "data", embedding_size=None)
     model.train()
