@@ -54,8 +54,8 @@ def trainer_of(name: str, data: Path, splits: dict[Any, Any], **values: Any) -> 
     if "readout_ladder" in registry.variant(name).parameters:
         values = {"readout_ladder": [0, 1], **values}
     config = make_config(name, "toy", 1, values={"data_path": str(data), **SETTINGS, **values})
-    form = (config["device"], config.loader, config.positives_alone, config["MODEL_INPUT_TYPE"], config["MODEL_TYPE"])
-    key = (*form, is_staged(config), config["train_batch_size"])
+    form = (config.loader, config.positives_alone, config["MODEL_INPUT_TYPE"], config["MODEL_TYPE"], is_staged(config))
+    key = (config["device"], config["feature_norm"], *form)
     if key not in splits:
         splits[key] = prepare(config)
     init_seed(1, True)
@@ -70,11 +70,8 @@ def trainer_of(name: str, data: Path, splits: dict[Any, Any], **values: Any) -> 
 def step_and_rank(name: str, data: Path, splits: dict[Any, Any]) -> tuple[float, dict[str, float]]:
     """The loss of an epoch of one batch and what the ranking after it is worth."""
     trainer, parts = trainer_of(name, data, splits)
-    splits_generator = getattr(parts.train, "generator", None)
-    if splits_generator is not None:
-        splits_generator.manual_seed(1)
+    parts.train.generator.manual_seed(1)
     loss = trainer._train_epoch(parts.train, 0)
-    trainer.model.train(False)
     return loss, trainer._valid_epoch(parts.valid)[1]
 
 
