@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from mmrec_mrdib import compat, registry
+from mmrec_mrdib import compat, process, registry
 from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import ConfigError, MRdIBError
 from mmrec_mrdib.evaluation import score_all
@@ -402,6 +402,8 @@ def build(config: Any, dataset: Any, name: str | None = None) -> Any:
     except MRdIBError:
         raise
     except Exception as error:
+        if process.out_of_gpu_memory(error):
+            raise
         reason = " ".join(str(error).split()) or "its parameters do not fit together"
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {reason}") from error
     model.fit_seconds = time.perf_counter() - started

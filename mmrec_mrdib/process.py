@@ -52,8 +52,22 @@ def as_found() -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
 
 
+def out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was not enough, whoever says so: PyTorch's allocator, CUDA, cuBLAS."""
+    told = str(error)
+    return isinstance(error, RuntimeError) and "CU" in told and ("out of memory" in told or "ALLOC_FAILED" in told)
+
+
+def gpu_is_lost(told: str) -> bool:
+    """Whether an error, by its text, leaves CUDA unusable to its process: a kernel has failed, or the card. All that follows fails alike."""
+    return any(library in told for library in ("CUDA error", "cuDNN error", "NCCL error"))
+
+
 def release() -> None:
-    """Hand freed memory back to the system."""
+    """Hand freed memory back to the system, and the GPU's to other processes."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)

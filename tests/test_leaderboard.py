@@ -839,7 +839,11 @@ def test_two_machines_share_a_search_through_postgresql(data, tmp_path):
         (study,) = optuna.get_all_study_summaries(url)
         assert study.study_name.startswith("VBPR-toy-")
         trials = optuna.load_study(study_name=study.study_name, storage=url).trials
-        processes = {t.user_attrs["process"].split(":")[1] for t in trials if not {"duplicate_of", "surplus"} & t.user_attrs.keys()}
+        processes = {
+            t.user_attrs["process"].split(":")[1]
+            for t in trials
+            if not {"duplicate_of", "surplus"} & t.user_attrs.keys()
+        }
         assert len(processes) == 2 and not list(tmp_path.glob("*/optuna.db"))
 
 
