@@ -22,7 +22,7 @@ from mmrec_mrdib.config import Config, of_variant
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import PositiveBatches, TrainBatches
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError, OutOfMemoryError
-from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank, scores_in_memory
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
@@ -119,7 +119,7 @@ def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
 
     history = EvaluationSettings.from_config(config).eval_mask == "history"
     train_pairs, valid_pairs, test_pairs = (pairs(p) for p in parts)
-    size = (dataset.user_num, dataset.item_num, config["eval_batch_size"])
+    size = (dataset.user_num, dataset.item_num, scores_in_memory(config["eval_batch_size"], device))
     valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size)
     test = RankingSplit("test", *test_pairs, [train_pairs, valid_pairs] if history else [train_pairs], *size)
     return Splits(dataset, parts, _batches(config, dataset, parts), valid, test)
