@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from recbole.utils import init_seed
 
 from mmrec_mrdib import general, registry
+from mmrec_mrdib.errors import ConfigError
+from mmrec_mrdib.evaluation import scores_in_memory
+from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import is_staged, make_config, prepare
 from mmrec_mrdib.models.vbpr import VBPR
 from mmrec_mrdib.testing.elsewhere import Elsewhere, MixedDevicesError
@@ -55,7 +59,8 @@ def trainer_of(name: str, data: Path, splits: dict[Any, Any], **values: Any) -> 
         values = {"readout_ladder": [0, 1], **values}
     config = make_config(name, "toy", 1, values={"data_path": str(data), **SETTINGS, **values})
     form = (config.loader, config.positives_alone, config["MODEL_INPUT_TYPE"], config["MODEL_TYPE"], is_staged(config))
-    key = (config["device"], config["feature_norm"], *form)
+    sizes = (config["train_batch_size"], values.get("stage_batch_size"))
+    key = (config["device"], config["feature_norm"], *sizes, *form)
     if key not in splits:
         splits[key] = prepare(config)
     init_seed(1, True)
@@ -202,3 +207,116 @@ def test_waits_are_counted(elsewhere: Elsewhere) -> None:
         + ["to the host"] * 2
         + ["from the host", "nonzero", "rows by a mask", "repeat_interleave"]
     )
+
+
+def waits_a_batch(name: str, data: Path, splits: dict[Any, Any]) -> dict[str, int]:
+    """What an epoch waits for more, for each batch more that it has."""
+    found = []
+    for size in (2048, 100):  # one batch, and three
+        with Elsewhere(host_ids=name in AUTOENCODERS) as elsewhere:
+            sizes = {"stage_batch_size" if "MRdIB" in name and "(" not in name else "train_batch_size": size}
+            trainer, parts = trainer_of(name, data, splits, **sizes)
+            parts.train.generator.manual_seed(1)
+            elsewhere.waits.clear()
+            trainer._train_epoch(parts.train, 0)
+            found.append(elsewhere.waits)
+    more = {what: n - found[0][what] for what, n in found[1].items()}
+    assert len(parts.train) == 3 and all(n % 2 == 0 and n >= 0 for n in more.values())
+    return {what: n // 2 for what, n in more.items() if n}
+
+
+# Calls that make the host wait, for each batch of a small data set; docs/gpu.md says which they are and why they stay.
+WAITS = {
+    "VBPR": 0,
+    "MMGCN": 0,
+    "FREEDOM": 0,
+    "MGCN": 2,
+    "LightGCN": 1,
+    "VBPR+MG": 0,
+    "VBPR+MRdIB (paper)": 1,
+    "VBPR+MRdIB": 6,
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_no_batch_waits_but_for_what_is_listed(name: str, data: Path, splits: dict[Any, Any]) -> None:
+    waits = waits_a_batch(name, data, splits)
+    assert sum(waits.values()) == WAITS[name], waits
+
+
+# Checkpoints that move.
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_training_goes_on_on_another_device(
+    back: bool, data: Path, splits: dict[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Elsewhere(), contextlib.nullcontext()) if back else (contextlib.nullcontext(), Elsewhere())
+    with first:
+        trainer, parts = trainer_of("VBPR+Noise", data, splits)
+        trainer._train_data = parts.train
+        trainer._train_epoch(parts.train, 0)
+        trainer.write_checkpoint(tmp_path / "last.pt")
+        weights = {n: x.cpu().clone() for n, x in trainer.model.state_dict().items()}
+        moments = [s["exp_avg"].cpu().clone() for s in trainer.optimizer.state.values()]
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert {x.device.type for x in saved["state_dict"].values()} == {"cpu"}
+    with second:
+        trainer, parts = trainer_of("VBPR+Noise", data, splits)
+        trainer.resume_checkpoint(tmp_path / "last.pt", parts.train)
+        assert trainer.start_epoch == 1
+        for name, x in trainer.model.state_dict().items():
+            assert x.device == trainer.device and torch.equal(x.cpu(), weights[name])
+        for s, moment in zip(trainer.optimizer.state.values(), moments, strict=True):
+            assert s["exp_avg"].device == trainer.device and torch.equal(s["exp_avg"].cpu(), moment)
+        assert math.isfinite(trainer._train_epoch(parts.train, 1))
+    names = ("lazy", "cpu") if back else ("cpu", "lazy")
+    assert f"trained on {names[0]}, goes on on {names[1]}" in caplog.text and "from epoch 1 on" in caplog.text
+
+
+def test_random_states_of_cuda_are_left_behind(
+    data: Path, splits: dict[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA's generators have states of 16 bytes, which the CPU's refuse."""
+    path = tmp_path / "last.pt"
+    trainer, parts = trainer_of("VBPR+Noise", data, splits)
+    trainer._train_data = parts.train
+    trainer._train_epoch(parts.train, 0)
+    trainer.write_checkpoint(path)
+    trainer.resume_checkpoint(path, parts.train)
+    assert not caplog.records  # the same device
+    state = torch.load(path, weights_only=True)
+    streams = [k for k in state["model_state"] if k.startswith("draws of ")]
+    assert streams == ["draws of Noise"]
+    of_cuda = torch.zeros(16, dtype=torch.uint8)
+    del state["device"]  # as older checkpoints
+    record.save_checkpoint(
+        path, state | {"cuda_rng": of_cuda, "batch_rng": of_cuda, "model_state": dict.fromkeys(streams, of_cuda)}
+    )
+    losses = []
+    for _ in range(2):  # the new streams are the same each time
+        trainer.resume_checkpoint(path, parts.train)
+        losses.append(trainer._train_epoch(parts.train, 1))
+    assert losses[0] == losses[1] and "trained on cuda, goes on on cpu" in caplog.text
+
+
+# Blocks by the memory that is free.
+
+
+def test_blocks_of_the_evaluation_by_free_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert scores_in_memory(500, torch.device("cpu")) == 500 and not caplog.records
+    assert scores_in_memory("auto", torch.device("cpu")) == 1 << 20
+    for free, expected in ((1 << 20, 1 << 20), (1 << 30, 1 << 24), (80 << 30, 1 << 28)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 80 << 30))
+        assert scores_in_memory("auto", torch.device("cuda", 0)) == expected
+    assert "eval_batch_size=auto: 16777216 scores at a time (memory free on cuda:0: 1.0 GiB)" in caplog.text
+
+
+def test_only_sizes_that_change_no_result_are_found_by_themselves(data: Path, splits: dict[Any, Any]) -> None:
+    given, auto = (trainer_of("VBPR", data, {}, eval_batch_size=size) for size in (1 << 20, "auto"))
+    assert given[0].rank(given[1].valid).means == auto[0].rank(auto[1].valid).means
+    with pytest.raises(ConfigError, match="--train_batch_size=auto: the size of a batch changes what is learnt"):
+        trainer_of("VBPR", data, splits, train_batch_size="auto")

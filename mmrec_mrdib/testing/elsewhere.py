@@ -109,7 +109,7 @@ class Elsewhere(TorchDispatchMode):
             self._check(func, given)
             _check_generator(func, kwargs.get("generator"), there)
         if mine or there:
-            self._count(func, given, there, kwargs.get("output_size") is not None)
+            self._count(func, args, given, there, kwargs.get("output_size") is not None)
         out = func(*_here(args), **{k: _here(v) for k, v in kwargs.items()})
         return out if not there else _claimed(out, mine)
 
@@ -122,14 +122,14 @@ class Elsewhere(TorchDispatchMode):
             told = ", ".join(f"{'elsewhere' if isinstance(x, _There) else 'host'} {tuple(x.shape)}" for x in given)
             raise MixedDevicesError(f"{func} at {_where()}: expected all tensors to be on one device, found {told}")
 
-    def _count(self, func: Any, given: list[Tensor], there: bool, sizes_given: bool) -> None:
+    def _count(self, func: Any, args: Any, given: list[Tensor], there: bool, sizes_given: bool) -> None:
         name = func.overloadpacket
         if name in _MOVES:
             ends = [isinstance(x, _There) for x in given]
             if {*ends, there} != {True, False}:
                 return
             what = "to the host" if ends[-1] else "from the host"
-        elif name in _BY_ROWS and any(x.dtype == torch.bool for x in given[1:]):
+        elif name in _BY_ROWS and any(x.dtype == torch.bool for x in _tensors(args[1])):
             what = "rows by a mask"
         elif name in _WAITS and not sizes_given:
             what = str(name).removeprefix("aten.").strip("_")
