@@ -15,8 +15,8 @@ from recbole.utils import init_seed
 from mmrec_mrdib import general, registry
 from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.evaluation import scores_in_memory
-from mmrec_mrdib.experiment import record
-from mmrec_mrdib.experiment.run import is_staged, make_config, prepare
+from mmrec_mrdib.experiment import explain, export, record, slices
+from mmrec_mrdib.experiment.run import is_staged, make_config, prepare, train
 from mmrec_mrdib.models.vbpr import VBPR
 from mmrec_mrdib.testing.elsewhere import Elsewhere, MixedDevicesError
 from mmrec_mrdib.testing.toy import write_mmrec
@@ -320,3 +320,29 @@ def test_only_sizes_that_change_no_result_are_found_by_themselves(data: Path, sp
     assert given[0].rank(given[1].valid).means == auto[0].rank(auto[1].valid).means
     with pytest.raises(ConfigError, match="--train_batch_size=auto: the size of a batch changes what is learnt"):
         trainer_of("VBPR", data, splits, train_batch_size="auto")
+
+
+# What is done with a run.
+
+
+def test_a_whole_run_and_what_is_made_of_it(data: Path, tmp_path: Path) -> None:
+    """Trained and ranked elsewhere, new items too; read there and, from the same files, on the host."""
+    values = {**SETTINGS, "metrics": ["Recall", "GiniIndex"], "stage_epochs": 1, "epochs": 1, "cold_items": 0.1}
+    with Elsewhere():
+        result = train("VBPR+MRdIB", "toy", 1, values={"data_path": str(data), **values}, runs=tmp_path)
+        assert result["state"] == "complete" and 0 <= result["cold"]["recall@5"] <= 1
+        there = read(Path(result["folder"]))
+    for mine, theirs in zip(there, read(Path(result["folder"])), strict=True):
+        assert mine == theirs
+
+
+def read(folder: Path) -> list[Any]:
+    trained = export.load(folder)
+    user, items = str(trained.users[trained.trained_users][0]), [str(i) for i in trained.items[1:3]]
+    return [
+        trained.recommend(k=3).to_dict(),
+        [block.to_dict() for block in trained.history_blocks({"x": items}, 3)],
+        explain.explain(trained, user),
+        slices.by_popularity(trained, 5),
+        slices.by_history(trained, 5),
+    ]
