@@ -39,7 +39,7 @@ from mmrec_mrdib.errors import ConfigError, MRdIBError
 from mmrec_mrdib.experiment import leaderboard, record, tables
 from mmrec_mrdib.experiment.leaderboard import Cell, Spec
 from mmrec_mrdib.experiment.ranks import mean_ranks
-from mmrec_mrdib.experiment.workers import Failure, LocalPool
+from mmrec_mrdib.experiment.workers import Failure, LocalPool, visible_gpus
 from mmrec_mrdib.paths import write_atomically
 
 SPARSE, DENSE = ("baby", "citeulike-t", "instruments18"), ("lfm2k", "ml-100k")
@@ -106,7 +106,7 @@ class Study:
         spec = dataclasses.replace(spec, runs=self.runs, only_complete=not self.train)
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         told = _told if self.train else _silent
-        done = leaderboard.execute(spec, LocalPool(leaderboard.WORK, self.jobs), told, threads)
+        done = leaderboard.execute(spec, LocalPool(leaderboard.WORK, self.jobs, visible_gpus()), told, threads)
         return leaderboard.board(spec, done, self.command), done
 
     def spec(self, part: Part, **values: Any) -> Spec:

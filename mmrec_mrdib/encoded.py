@@ -87,6 +87,12 @@ class Batch:
         """(Q,) the distinct users of the batch, sorted."""
         return torch.unique(self.users)
 
+    @cached_property
+    def users_once(self) -> tuple[Tensor, Tensor]:
+        """(Q,) `distinct_users`, and where among them each pair's user is (B,)."""
+        users, place = torch.unique(self.users, return_inverse=True)
+        return users, place
+
     def user_rows(self, enc: Encoded) -> Tensor:
         """(B,) where the batch's users are among the encoded ones."""
         return self._rows(self.users, enc.users)

@@ -56,6 +56,10 @@ class NonFiniteLossError(MRdIBError):
     """
 
 
+class OutOfMemoryError(MRdIBError):
+    """A GPU's memory is not enough; the message says what to lower."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean A or B?' with the nearest of the known names, or '' when nothing is near."""
     by_folded = {k.lower(): k for k in known}

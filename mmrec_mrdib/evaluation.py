@@ -5,6 +5,7 @@ RecBole's metric classes still compute every ranking metric that is not one of t
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,31 @@ from torch import Tensor
 
 from mmrec_mrdib.errors import NonFiniteLossError
 from mmrec_mrdib.graphs import gather_rows
+from mmrec_mrdib.process import available_memory
 
+logger = logging.getLogger(__name__)
 RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 MIN_USERS = 32  # at a time, however many items there are: fewer would read all items for next to nothing
 PAIRS = 2048  # scored at a time by models without full ranking: ConvNCF takes 200 kB for each
+AUTO = (
+    1 << 20,
+    1 << 28,
+)  # scores at a time: a CPU's caches gain nothing beyond the first, a GPU's launches nothing beyond the second
+BYTES_A_SCORE = 16  # the score, a product it is added to, whether it is relevant, and what top-k needs
 PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
+
+
+def scores_in_memory(configured: int | str, device: torch.device) -> int:
+    """User-item scores that are computed at a time, a number or 'auto': by the memory that is free on the device, of which they take a
+    quarter at most. How many they are changes no ranking."""
+    if configured != "auto":
+        return int(configured)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    fitting = AUTO[0] if free is None else free // (4 * BYTES_A_SCORE)
+    n = min(max(fitting, AUTO[0]), AUTO[1] if device.type == "cuda" else AUTO[0])
+    told = "unknown" if free is None else f"{free / 2**30:.1f} GiB"
+    logger.info("eval_batch_size=auto: %d scores at a time (memory free on %s: %s)", n, device, told)
+    return n
 
 
 def by_user(users: Tensor, items: Tensor, n_users: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from mmrec_mrdib import compat, registry
+from mmrec_mrdib import compat, process, registry
 from mmrec_mrdib.data.sampling import TrainBatches
 from mmrec_mrdib.errors import ConfigError, MRdIBError
 from mmrec_mrdib.evaluation import score_all
@@ -366,12 +365,16 @@ def training_state(model: Any) -> dict[str, Any]:
     }
 
 
-def restore_training_state(model: Any, state: dict[str, Any]) -> None:
-    """Put `training_state` back."""
+def restore_training_state(model: Any, state: dict[str, Any], anew: int | None = None) -> None:
+    """Put `training_state` back.
+
+    Args:
+        anew: the epoch from which plug-ins draw from new streams: the state is that of another kind of device. None: theirs go on.
+    """
     state = dict(state)
     for plugin in getattr(model, "plugins", ()):
         if (stream := state.pop(f"draws of {type(plugin).__name__}", None)) is not None:
-            plugin.draws.resume(stream, model.device)
+            plugin.draws.resume(stream if anew is None else anew, model.device)
     model = getattr(model, "core", model)
     for name, value in state.items():
         if isinstance(vars(model)[name], np.ndarray):
@@ -402,6 +405,8 @@ def build(config: Any, dataset: Any, name: str | None = None) -> Any:
     except MRdIBError:
         raise
     except Exception as error:
+        if process.out_of_gpu_memory(error):
+            raise
         reason = " ".join(str(error).split()) or "its parameters do not fit together"
         raise ConfigError(f"{name} cannot be made: {type(error).__name__}: {reason}") from error
     model.fit_seconds = time.perf_counter() - started
@@ -411,7 +416,7 @@ def build(config: Any, dataset: Any, name: str | None = None) -> Any:
 def _check(name: str, config: Any, dataset: Any) -> None:
     users, items = dataset.user_num, dataset.item_num
     if name in _DENSE:
-        needed, free = _DENSE[name](users, items), available_memory()
+        needed, free = _DENSE[name](users, items), process.available_memory()
         if free is not None and needed > free:
             raise ConfigError(
                 f"{name} needs about {needed / 2**30:.1f} GiB of memory for dense matrices over {items - 1} items, and "
@@ -427,12 +432,3 @@ def _needs(module: str, what: str, otherwise: str, package: str | None = None) -
     if importlib.util.find_spec(module) is None:
         package = package or module
         raise ConfigError(f"{what} {package}, which is not installed: pip install {package}, or use {otherwise}")
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may still take, where the system tells (Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None

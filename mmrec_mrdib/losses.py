@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmrec_mrdib.graphs import full_precision, gather_rows
+from mmrec_mrdib.graphs import full_precision, gather_rows, occurrences
 from mmrec_mrdib.graphs.neighbours import row_blocks
 
 
@@ -146,9 +146,10 @@ def log_partition(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 def _distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct ids (R,), how often each occurs (R,), and where among them each id is (B,)."""
-    counts = torch.bincount(ids, minlength=size)
+    counts = occurrences(ids, size)
     present = counts > 0
-    return present.nonzero().flatten(), counts[present].float(), (present.cumsum(0) - 1)[ids]
+    distinct = present.nonzero().flatten()
+    return distinct, counts.index_select(0, distinct).float(), (present.cumsum(0) - 1)[ids]
 
 
 class _WeightedLogSumExp(torch.autograd.Function):

@@ -49,6 +49,7 @@ _ATOMIC_ONLY = ("field_separator", "seq_separator", "load_col", "unload_col", "u
                 "RATING_FIELD", "TIME_FIELD", "LABEL_FIELD", "threshold")  # fmt: skip
 
 _AT_LEAST_ONE = ("epochs", "train_batch_size", "eval_batch_size", "eval_step", "stopping_step", "embedding_size")
+_SIZES_THAT_LEARN = ("train_batch_size", "stage_batch_size")
 _AT_LEAST_ZERO = ("weight_decay", "metric_decimal_place", "n_layers")
 _SEEDS = ("seed", "split_seed")
 _MAY_BE_NONE = ("load_col", "train_neg_sample_args")
@@ -107,6 +108,13 @@ def check(key: str, value: Any, default: Any, model: str, where: str = "") -> No
         why = f"only {' and '.join(_SQUARED_OR_NOT)} read it"
     if why is not None and value != default:
         raise ConfigError(f"{name}: no effect here: {why}")
+    if value == "auto" and key in _SIZES_THAT_LEARN:
+        raise ConfigError(
+            f"{name}: the size of a batch changes what is learnt, so that a result would depend on the memory that a machine has free; "
+            "give a number"
+        )
+    if value == "auto" and key == "eval_batch_size":
+        return
     _check_type(name, key, value, default)
     _check_range(name, key, value)
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -52,8 +53,22 @@ def as_found() -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
 
 
+def out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was not enough, whoever says so: PyTorch's allocator, CUDA, cuBLAS."""
+    told = str(error)
+    return isinstance(error, RuntimeError) and "CU" in told and ("out of memory" in told or "ALLOC_FAILED" in told)
+
+
+def gpu_is_lost(told: str) -> bool:
+    """Whether an error, by its text, leaves CUDA unusable to its process: a kernel has failed, or the card. All that follows fails alike."""
+    return any(library in told for library in ("CUDA error", "cuDNN error", "NCCL error"))
+
+
 def release() -> None:
-    """Hand freed memory back to the system."""
+    """Hand freed memory back to the system, and the GPU's to other processes."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -62,3 +77,12 @@ def release() -> None:
 def _libc(name: str) -> Any:
     """A function of glibc; None elsewhere (macOS, musl, Windows)."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take, where the system tells (Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None

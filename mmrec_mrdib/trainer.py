@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmrec_mrdib import compat, general
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
-from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank, rank_ladder
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank, rank_ladder, scores_in_memory
 from mmrec_mrdib.optim import RowAdam
 from mmrec_mrdib.schema import TrainingSettings
 from mmrec_mrdib.steps import Losses, Step
@@ -275,7 +275,8 @@ class MRdIBTrainer(Trainer):
         """Full ranking among held-out items only, with the current weights; (users, items) are their interactions."""
         self.model.eval()
         ids = torch.unique(items)
-        size = (self.model.n_users, self.model.n_items, self.config["eval_batch_size"])
+        in_memory = scores_in_memory(self.config["eval_batch_size"], self.device)
+        size = (self.model.n_users, self.model.n_items, in_memory)
         split = RankingSplit("cold", users, items, [], *size)
         return rank(NewItems(self.model, ids), split, self._metrics, self._ks, self.config["USER_ID_FIELD"])
 
@@ -303,6 +304,7 @@ class MRdIBTrainer(Trainer):
         generator = getattr(self._train_data, "generator", None)
         state = {
             "version": CHECKPOINT_VERSION,
+            "device": self.device.type,
             "epoch": self.history[-1]["epoch"],
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
@@ -340,13 +342,25 @@ class MRdIBTrainer(Trainer):
         self.best_epoch = state["best_epoch"]
         self._best_state = state["best_state"]
         self.history = state["history"]
-        general.restore_training_state(self.model, state["model_state"])
+        trained_on = state.get("device") or ("cpu" if state["cuda_rng"] is None else "cuda")
+        moved = self.device.type != trained_on
+        general.restore_training_state(self.model, state["model_state"], self.start_epoch if moved else None)
         compat.restore_other_generators(state["other_rng"])
         torch.set_rng_state(state["torch_rng"].cpu())
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
+        if moved:
+            logger.warning(
+                "%s: trained on %s, goes on on %s: weights, moments of the optimiser and history are the same; random numbers are drawn on the "
+                "device, and cannot go on there: batches, negatives and noise from epoch %d on are others than without the move, and "
+                "so is the result, as with another seed",
+                resume_file, trained_on, self.device.type, self.start_epoch,
+            )  # fmt: skip
+        elif state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
         if state["batch_rng"] is not None and train_data is not None:
-            train_data.generator.set_state(state["batch_rng"].cpu())
+            if moved:
+                train_data.generator.manual_seed(int(self.config["seed"]) << 32 | self.start_epoch)
+            else:
+                train_data.generator.set_state(state["batch_rng"].cpu())
 
     def _load_weights(self, path: Any) -> None:
         from mmrec_mrdib.experiment.record import load_checkpoint

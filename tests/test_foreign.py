@@ -620,7 +620,7 @@ def test_the_page_of_other_toolkits_does_what_it_says(tmp_path, monkeypatch, cap
     fake = FakeCornac()
     for name, module in fake.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("mmrec_mrdib.experiment.workers.LocalPool", lambda work, jobs: InProcess())
+    monkeypatch.setattr("mmrec_mrdib.experiment.workers.LocalPool", lambda work, jobs, gpus: InProcess())
     np.savez("scores-1.npz", users=np.arange(40), items=np.arange(30), scores=np.random.default_rng(2).random((40, 30)))
     train("VBPR", "baby", 1, values={"data_path": "datasets", "epochs": 1, "embedding_size": 8})
     page = (ROOT / "docs" / "suites.md").read_text()

@@ -115,11 +115,11 @@ def test_parameters_that_do_not_work_are_told_in_one_line(tiny, name, given, mes
 
 
 def test_dense_models_are_refused_where_they_do_not_fit(tiny, monkeypatch):
-    monkeypatch.setattr(general, "available_memory", lambda: 16 * 13 * 13 - 1)
+    monkeypatch.setattr("mmrec_mrdib.process.available_memory", lambda: 16 * 13 * 13 - 1)
     with pytest.raises(ConfigError, match=r"EASE needs about 0.0 GiB .* over 12 items.* use ItemKNN"):
         made(tiny, "EASE")
     made(tiny, "ItemKNN")
-    monkeypatch.setattr(general, "available_memory", lambda: 16 * 13 * 13)
+    monkeypatch.setattr("mmrec_mrdib.process.available_memory", lambda: 16 * 13 * 13)
     made(tiny, "EASE")
 
 

@@ -19,7 +19,7 @@ from mmrec_mrdib.testing.toy import write_mmrec
 class InProcess:
     """A pool in this process."""
 
-    def __init__(self, function, jobs):
+    def __init__(self, function, jobs, gpus=()):
         self.function, self.waiting = function, []
 
     def submit(self, key, payload):

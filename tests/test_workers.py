@@ -1,5 +1,6 @@
 """Pools: what a worker's death does, and to whom."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmrec_mrdib.errors import ConfigError, DataError
-from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool
+from mmrec_mrdib.experiment.tune import tune
+from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call, visible_gpus
 from tests.conftest import ROOT
 
 
@@ -25,6 +28,10 @@ def task(payload):
             raise ZeroDivisionError("by zero")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "see":
+            return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}
+        case "poison":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
         case "leave":
             os._exit(3)
         case "once":  # is killed the first time, and goes on the second
@@ -84,6 +91,31 @@ def test_a_worker_that_dies_while_idle_is_nobodys_failure():
     assert not {o["pid"] for o in first.values()} & {o["pid"] for o in second.values()}
 
 
+def test_workers_see_a_gpu_each_and_one_that_lost_it_is_replaced():
+    pool = LocalPool(TASK, 2, ("2", "5"))
+    seen = run_all(pool, {"a": {"do": "see"}, "b": {"do": "see"}})
+    lost = run_all(pool, {"c": {"do": "poison"}})["c"]
+    again = run_all(pool, {"d": {"do": "see"}, "e": {"do": "see"}})
+    pool.close()
+    assert lost.reason == "RuntimeError: CUDA error: an illegal memory access was encountered" and lost.ends_its_process
+    assert not Failure("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB").ends_its_process
+    for outcomes in (seen, again):
+        assert sorted(o["gpu"] for o in outcomes.values()) == ["2", "5"]
+    assert len({o["pid"] for o in seen.values()} & {o["pid"] for o in again.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [(None, 2, ("0", "1")), ("3, GPU-5", 2, ("3", "GPU-5")), ("", 0, ()), ("1,-1,2", 1, ("1",)), (None, 0, ())],
+)
+def test_gpus_are_those_that_are_visible(named, count, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == expected
+
+
 def test_a_worker_that_dies_at_birth_fails_its_task_alone():
     pool = LocalPool("no.such.module:task", 1)
     outcomes = run_all(pool, {"a": {}, "b": {}})
@@ -127,6 +159,17 @@ def test_ray_without_a_cluster_is_one_clear_line(monkeypatch):
         RayPool(TASK, "127.0.0.1:1")
 
 
+@pytest.mark.parametrize(("gpus", "asked", "own"), [(2, True, True), (2, False, False), (0, True, False)])
+def test_ray_gives_each_task_a_gpu(gpus, asked, own, monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    options = {}
+    monkeypatch.setattr(ray, "init", lambda **given: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {}))
+    monkeypatch.setattr(ray, "remote", lambda **given: options.update(given) or (lambda function: function))
+    RayPool(TASK, gpu=asked)
+    assert options == {"num_cpus": 1, "max_retries": 3} | ({"num_gpus": 1, "max_calls": 1} if own else {})
+
+
 def test_ray_runs_tasks_and_survives_a_killed_worker(ray_cluster, tmp_path):
     pool = RayPool(TASK, ray_cluster)
     outcomes = run_all(
@@ -142,3 +185,37 @@ def test_ray_runs_tasks_and_survives_a_killed_worker(ray_cluster, tmp_path):
     assert outcomes["good"]["value"] == 9 and outcomes["other"]["value"] == 16
     assert outcomes["refuse"] == Failure("the data is wrong")
     assert outcomes["killed"] == {"value": "second time"}
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB"
+
+
+@pytest.mark.parametrize(
+    "told", [OUT_OF_MEMORY, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+)
+def test_a_gpu_without_memory_is_one_failed_cell_that_says_what_to_lower(told, toy, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError(told) if told is OUT_OF_MEMORY else RuntimeError(told)
+
+    monkeypatch.setattr("mmrec_mrdib.trainer.MRdIBTrainer._step", fail)
+    payload = {
+        "kind": "train", "model": "VBPR", "dataset": "toy", "seed": 1, "config_files": [], "fresh": False, "only_complete": False,
+        "values": {"data_path": str(toy), "train_batch_size": 512}, "runs": str(tmp_path / "runs"),
+    }  # fmt: skip
+    outcome = _outcome(call("mmrec_mrdib.experiment.leaderboard:work", json.dumps(payload)))
+    assert outcome == Failure(
+        "VBPR on toy: the GPU's memory is not enough; lower --train_batch_size (now 512) or --eval_batch_size (now 1048576), or "
+        f"--jobs where several share it ({told})"
+    )
+    assert outcome.ends_its_process == ("error" in told)
+
+
+def test_a_lost_gpu_is_no_fault_of_a_trial(toy, tmp_path, monkeypatch):
+    """Every later trial would fail alike, and be pruned in silence."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("mmrec_mrdib.experiment.tune.best_on_valid", fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        tune("VBPR", "toy", 2, {"data_path": str(toy)}, runs=tmp_path, space={"reg_weight": [0.1, 0.2]})

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from mmrec_mrdib.experiment import foreign, leaderboard, tables, tune
-    from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool
+    from mmrec_mrdib.experiment.workers import LocalPool, Pool, RayPool, visible_gpus
 
     spec = leaderboard.Spec(
         models=_models(options.models),
@@ -172,9 +172,9 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR)
     pool: Pool
     if options.executor == "ray":
-        pool = RayPool(leaderboard.WORK, options.ray_address)
+        pool = RayPool(leaderboard.WORK, options.ray_address, gpu=leaderboard.uses_gpus(spec))
     else:
-        pool = LocalPool(leaderboard.WORK, options.jobs)
+        pool = LocalPool(leaderboard.WORK, options.jobs, visible_gpus() if leaderboard.uses_gpus(spec) else ())
     # Several processes share the cores: none takes more than its part, whatever is configured.
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     try:

@@ -61,7 +61,7 @@ class NegativeSampler:
 
     def which_positive(self, users: Tensor, items: Tensor) -> Tensor:
         """Places, among (B,) pairs, of those that are training interactions, in order."""
-        if len(users) > self.BLOCK:  # what is made on the way stays in the cache
+        if len(users) > self.BLOCK and users.device.type == "cpu":  # what is made on the way stays in the cache
             parts = zip(users.split(self.BLOCK), items.split(self.BLOCK), strict=True)
             return torch.cat([self.which_positive(u, i) + n * self.BLOCK for n, (u, i) in enumerate(parts)])
         keys = torch.add(items, users, alpha=self.n_items)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmrec_mrdib import paths, registry
-from mmrec_mrdib.config import Config, known_keys
+from mmrec_mrdib.config import Config, known_keys, parse_value
 from mmrec_mrdib.errors import ConfigError, DataError, NonFiniteLossError, did_you_mean
 from mmrec_mrdib.experiment import record, tune
 from mmrec_mrdib.experiment.ranks import mean_ranks
@@ -357,6 +357,13 @@ def execute(spec: Spec, pool: Pool, told: Callable[[str], None] = lambda text: N
     for cell in board:
         cell.results = dict(sorted(cell.results.items()))
     return board
+
+
+def uses_gpus(spec: Spec) -> bool:
+    """Whether runs may be spread over GPUs: neither is the CPU asked for, nor one GPU by its number."""
+    sources = [*(read_yaml(Path(file)) for file in spec.config_files), *spec.dataset_values.values(), spec.values]
+    given = {key: parse_value(key, value) for source in sources for key, value in source.items()}
+    return given.get("device") != "cpu" and "gpu_id" not in given and given.get("use_gpu") is not False
 
 
 def _limited(cell: Cell, spec: Spec, threads: int) -> dict[str, int]:

@@ -56,10 +56,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain values, atomically."""
+    """Write a checkpoint of tensors and plain values, atomically; tensors as those of the host, whatever device they are on."""
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(_on_host(dict(state)), buffer)
     write_atomically(path, buffer.getbuffer())
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {k: _on_host(v) for k, v in value.items()}
+    return type(value)(map(_on_host, value)) if type(value) in (list, tuple) else value
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import logging
 import shutil
@@ -20,14 +21,33 @@ from mmrec_mrdib import general, process, registry
 from mmrec_mrdib.config import Config, of_variant
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import PositiveBatches, TrainBatches
-from mmrec_mrdib.errors import ConfigError, NonFiniteLossError
-from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank
+from mmrec_mrdib.errors import ConfigError, NonFiniteLossError, OutOfMemoryError
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank, scores_in_memory
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
 from mmrec_mrdib.trainer import MRdIBTrainer
 
 logger = logging.getLogger(__name__)
+
+
+def _tells_of_memory(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a function of a Config: say what to lower where a GPU's memory is not enough."""
+
+    @functools.wraps(function)
+    def told(config: Config, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(config, *args, **kwargs)
+        except RuntimeError as error:
+            if not process.out_of_gpu_memory(error):
+                raise
+            sizes = " or ".join(f"--{k} (now {config[k]})" for k in ("train_batch_size", "eval_batch_size"))
+            raise OutOfMemoryError(
+                f"{display_name(config)} on {config['dataset']}: the GPU's memory is not enough; lower {sizes}, or --jobs where "
+                f"several share it ({' '.join(str(error).splitlines()[0].split())})"
+            ) from error
+
+    return told
 
 
 class Interrupted(KeyboardInterrupt):
@@ -99,7 +119,7 @@ def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
 
     history = EvaluationSettings.from_config(config).eval_mask == "history"
     train_pairs, valid_pairs, test_pairs = (pairs(p) for p in parts)
-    size = (dataset.user_num, dataset.item_num, config["eval_batch_size"])
+    size = (dataset.user_num, dataset.item_num, scores_in_memory(config["eval_batch_size"], device))
     valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size)
     test = RankingSplit("test", *test_pairs, [train_pairs, valid_pairs] if history else [train_pairs], *size)
     return Splits(dataset, parts, _batches(config, dataset, parts), valid, test)
@@ -164,6 +184,7 @@ def train(
 
 
 @process.as_found()
+@_tells_of_memory
 def run(config: Config, runs: Path, resume: bool = False, hosting: bool = False) -> dict[str, Any]:
     """`train` with a ready Config.
 
@@ -245,6 +266,7 @@ def _run(
 
 
 @process.as_found()
+@_tells_of_memory
 def best_on_valid(
     config: Config, folder: Path, on_evaluation: Callable[[int, float], None] | None = None
 ) -> MRdIBTrainer:

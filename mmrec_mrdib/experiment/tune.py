@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from mmrec_mrdib import registry
+from mmrec_mrdib import process, registry
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.config import Config
 from mmrec_mrdib.errors import ConfigError, MRdIBError, NonFiniteLossError, listed
@@ -250,6 +250,8 @@ def tune(
                 best_on_valid(config, Path(folder), judge)
         except _IMPOSSIBLE as error:
             if isinstance(error, library.exceptions.OptunaError):  # some are RuntimeErrors
+                raise
+            if process.gpu_is_lost(str(error)):  # no fault of this point, and every later trial would fail
                 raise
             diverged = isinstance(error, NonFiniteLossError)
             if not diverged and not any(t.value is not None for t in _counted(library, study)):

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection as connections
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +33,11 @@ class Failure(NamedTuple):
 
     reason: str
     trace: str = ""
+
+    @property
+    def ends_its_process(self) -> bool:
+        """Whether the process in which it happened is good for nothing more."""
+        return process.gpu_is_lost(self.reason)
 
 
 Payload = Mapping[str, Any]
@@ -73,16 +78,26 @@ def _outcome(text: str) -> dict[str, Any] | Failure:
     return Failure(reason, trace) if reason else result
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()  # which ends at the first name that is none
+    return tuple(map(str, range(count))) if named is None else tuple(n.strip() for n in named.split(","))[:count]
+
+
 class LocalPool:
     """Processes of this machine, each kept for many tasks.
 
     Args:
         function: 'module:function' of one payload.
         jobs: processes.
+        gpus: spread over the processes: each sees one, the one that the fewest others see. None: each sees what this process does.
     """
 
-    def __init__(self, function: str, jobs: int) -> None:
-        self.function, self.jobs = function, jobs
+    def __init__(self, function: str, jobs: int, gpus: Sequence[str] = ()) -> None:
+        self.function, self.jobs, self.gpus = function, jobs, tuple(gpus)
         self.waiting: deque[tuple[str, str]] = deque()
         self.idle: list[_Worker] = []
         self.busy: list[_Worker] = []
@@ -102,7 +117,8 @@ class LocalPool:
             if worker.begin(key, payload):
                 return worker
             worker.end()
-        worker = _Worker(self.function)
+        taken = [w.gpu for w in (*self.idle, *self.busy)]
+        worker = _Worker(self.function, min(self.gpus, key=taken.count, default=None))
         worker.begin(key, payload)  # one that dies as soon as it is born has its end for a result
         return worker
 
@@ -112,7 +128,7 @@ class LocalPool:
         worker = by_handle[connections.wait(list(by_handle))[0]]
         self.busy.remove(worker)
         key, outcome = worker.key, worker.result()
-        if isinstance(outcome, Failure) and not worker.process.is_alive():
+        if isinstance(outcome, Failure) and (outcome.ends_its_process or not worker.process.is_alive()):
             worker.end()
         else:
             self.idle.append(worker)
@@ -129,11 +145,12 @@ class LocalPool:
 
 
 class _Worker:
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, gpu: str | None = None) -> None:
+        self.gpu = gpu
         context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
         names = json.dumps(registry.additions())
-        self.process = context.Process(target=_serve, args=(theirs, function, names), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, function, names, gpu), daemon=True)
         self.process.start()
         theirs.close()
         self.key = ""
@@ -168,7 +185,9 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Any, function: str, names: str) -> None:
+def _serve(connection: Any, function: str, names: str, gpu: str | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -183,7 +202,9 @@ def _serve(connection: Any, function: str, names: str) -> None:
             payload = connection.recv_bytes().decode()
         except (EOFError, OSError):
             return
-        connection.send_bytes(call(function, payload, names).encode())
+        outcome = call(function, payload, names)
+        process.release()  # other processes use the same GPU
+        connection.send_bytes(outcome.encode())
 
 
 class RayPool:
@@ -194,6 +215,8 @@ class RayPool:
         function: as for LocalPool.
         address: of the cluster; none: $RAY_ADDRESS, or the one running on this machine.
         cpus: of each task.
+        gpu: whether each task gets a GPU for itself, where the cluster has any. Shares of one would be dealt out of the first
+            until it is full.
 
     Raises:
         ConfigError: Ray is not installed, or no cluster is found.
@@ -201,7 +224,7 @@ class RayPool:
 
     retries = 3
 
-    def __init__(self, function: str, address: str | None = None, cpus: int = 1) -> None:
+    def __init__(self, function: str, address: str | None = None, cpus: int = 1, gpu: bool = True) -> None:
         try:
             import ray
         except ImportError as error:
@@ -228,7 +251,10 @@ class RayPool:
             raise ConfigError(
                 f"--executor=ray: no Ray cluster found ({reason}); start one with: ray start --head"
             ) from error
-        self.remote = self.ray.remote(call).options(num_cpus=cpus, max_retries=self.retries)
+        options = {"num_cpus": cpus, "max_retries": self.retries}
+        if gpu and self.ray.cluster_resources().get("GPU", 0) >= 1:  # without one Ray hides all of them
+            options |= {"num_gpus": 1, "max_calls": 1}  # a new process for each task: CUDA keeps memory, and errors
+        self.remote = self.ray.remote(**options)(call)
         self.keys: dict[Any, str] = {}
 
     def submit(self, key: str, payload: Payload) -> None:

@@ -39,4 +39,5 @@ from mmrec_mrdib.graphs.sparse import Pruner as Pruner
 from mmrec_mrdib.graphs.sparse import SparseMatrix as SparseMatrix
 from mmrec_mrdib.graphs.sparse import full_precision as full_precision
 from mmrec_mrdib.graphs.sparse import gather_rows as gather_rows
+from mmrec_mrdib.graphs.sparse import occurrences as occurrences
 from mmrec_mrdib.graphs.sparse import propagate_mean as propagate_mean

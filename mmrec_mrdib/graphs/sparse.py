@@ -151,3 +151,8 @@ def gather_rows(table: Tensor, ids: Tensor) -> Tensor:
     """table[ids] for a (N, d) table and (B,) ids; the backward of `index_select` takes a third of `embedding`'s time, and that a
     fraction of indexing's (docs/performance.md)."""
     return table.index_select(0, ids)
+
+
+def occurrences(ids: Tensor, size: int) -> Tensor:
+    """(size,) how often each id occurs. On a GPU nothing waits for it, as it would for `bincount`, which asks for the largest id."""
+    return ids.new_zeros(size).scatter_add_(0, ids, torch.ones_like(ids))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmrec_mrdib.graphs import Edges, full_precision, gather_rows
+from mmrec_mrdib.graphs import Edges, full_precision, gather_rows, occurrences
 
 
 class Histories(nn.Module):
@@ -45,8 +45,8 @@ class Histories(nn.Module):
         """(row, item) of every training interaction of these users, (E,) each: row n is users[n], items ascend within a row."""
         lengths = self.lengths(users)
         rows = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)
-        start = torch.repeat_interleave(self.indptr[users] - F.pad(lengths.cumsum(0), (1, 0))[:-1], lengths)
-        return rows, self.items[start + torch.arange(len(rows), device=users.device)]
+        start = self.indptr[users] - F.pad(lengths.cumsum(0), (1, 0))[:-1]
+        return rows, self.items[start.index_select(0, rows) + torch.arange(len(rows), device=users.device)]
 
     def sums(self, table: Tensor, users: Tensor, place: Tensor | None = None) -> Tensor:
         """(Q, d) sum of the rows of an (R, d) table over each user's items; linear in the histories of these users.
@@ -74,7 +74,7 @@ class _Sums(torch.autograd.Function):
         rows, items = ctx.saved_tensors
         n_items, _ = ctx.shape
         order = torch.argsort(items)
-        return _product(torch.bincount(items, minlength=n_items), rows[order], grads[0]), None, None, None
+        return _product(occurrences(items, n_items), rows[order], grads[0]), None, None, None
 
 
 def _product(lengths: Tensor, cols: Tensor, x: Tensor) -> Tensor:
@@ -96,6 +96,7 @@ def leave_one_out(
     items: Tensor,
     rows: Tensor | None = None,
     widths: Sequence[int] = (),
+    once: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """(B, D) p_u(-i) of the pairs: the gradient of row i through it is exactly 0. A user whose only item is i has no view: 0.
 
@@ -104,8 +105,9 @@ def leave_one_out(
         users, items: (B,) pairs out of the training interactions.
         rows: (I,) where an item's row of `unit` is; none: row = id.
         widths: of the modalities, each of which is brought to length 1; none: there is one.
+        once: the distinct users, and where among them each pair's is, where they are known.
     """
-    distinct, place = torch.unique(users, return_inverse=True)
+    distinct, place = torch.unique(users, return_inverse=True) if once is None else once
     mine = items if rows is None else rows[items]
     rest = gather_rows(histories.sums(unit, distinct, rows), place) - gather_rows(unit, mine)
     alone = (histories.lengths(users) < 2)[:, None]  # what rounding leaves is no view

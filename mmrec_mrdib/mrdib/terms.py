@@ -113,7 +113,7 @@ class Terms(nn.Module):
 
     def items_to_read(self, batch: Batch) -> Tensor | None:
         """(R,) sorted ids of what a step reads: the batch's items and its users' histories; None where that is nearly all there is."""
-        _, theirs = self.histories.entries(torch.unique(batch.users))
+        _, theirs = self.histories.entries(batch.users_once[0])
         read = batch.present.clone()
         read[theirs] = True
         items = read.nonzero().flatten()
@@ -183,7 +183,7 @@ class Terms(nn.Module):
         if enc.items is not None:
             place = torch.zeros(batch.n_items, dtype=torch.long, device=unit.device)
             place[enc.items] = torch.arange(len(enc.items), device=unit.device)
-        views = leave_one_out(self.histories, unit, batch.users, batch.positive, place, widths)
+        views = leave_one_out(self.histories, unit, batch.users, batch.positive, place, widths, batch.users_once)
 
         def rows(items: Tensor) -> Tensor:
             return gather_rows(unit, items if place is None else place[items])
@@ -211,11 +211,11 @@ class Terms(nn.Module):
         """The distinct positive items of the batch (C,), and (B, C) bool, which of them each pair's user has: these, the pair's own among
         them, are no negatives."""
         items = torch.unique(batch.positive)
-        column = torch.full((batch.n_items,), -1, device=items.device)
+        # Of the other items one column, which is dropped: to leave them out would need their number on the host.
+        column = torch.full((batch.n_items,), len(items), device=items.device)
         column[items] = torch.arange(len(items), device=items.device)
-        users, place = torch.unique(batch.users, return_inverse=True)
+        users, place = batch.users_once
         of, theirs = self.histories.entries(users)
-        at = column[theirs]
-        has = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
-        has[of[at >= 0], at[at >= 0]] = True
-        return items, gather_rows(has, place)
+        has = torch.zeros(len(users), len(items) + 1, dtype=torch.bool, device=items.device)
+        has[of, column[theirs]] = True
+        return items, gather_rows(has[:, :-1], place)

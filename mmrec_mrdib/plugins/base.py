@@ -64,9 +64,12 @@ class Draws:
         assert self._generator is not None
         return self._generator.get_state()
 
-    def resume(self, state: Tensor, device: torch.device) -> None:
-        """Go on from `state`."""
-        self.on(device).set_state(state.cpu())
+    def resume(self, state: Tensor | int, device: torch.device) -> None:
+        """Go on from `state`, or with a new stream for each number."""
+        if isinstance(state, int):
+            self.on(device).manual_seed(self.seed ^ (state + 1) << 48)
+        else:
+            self.on(device).set_state(state.cpu())
 
 
 class Plugin(MultimodalRecommender):

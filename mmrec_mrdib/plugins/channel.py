@@ -36,7 +36,7 @@ class Channel(Plugin, Readout):
         self.build_readout(Histories(self.interactions(dataset)))
         if (kind := self.settings.content_control) is not None:
             for m in self.modalities:
-                table = self.features(m).numpy().copy()
+                table = self.features(m).numpy(force=True).copy()  # of a backbone that may be on a GPU already
                 corrupt.control(table, kind, corrupt.generator(self.settings.split_seed, "content", m))
                 self.register_buffer(f"controlled_{m}", torch.from_numpy(table), persistent=False)
 
