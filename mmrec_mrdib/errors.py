@@ -30,6 +30,10 @@ class NonFiniteLossError(MRdIBError):
     """A loss term became NaN or infinite; the message names the term."""
 
 
+class ProcessError(MRdIBError):
+    """One of the processes of a training has ended, gives no answer, or went another way than the others."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean A or B?' with the nearest of the known names, or '' when nothing is near."""
     by_folded = {k.lower(): k for k in known}
