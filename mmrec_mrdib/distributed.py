@@ -191,10 +191,10 @@ class Ranks:
         longest = int(self.total(torch.tensor(len(own), device=self.device), "MAX"))
         padded = own[:1].repeat(longest) if len(own) else own.new_full((longest,), -1)
         padded[: len(own)] = own
-        gathered = padded.new_empty(self.size * longest)
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
         with _clearly(self.rank, self.size):
-            dist.all_gather_into_tensor(gathered, padded)
-        union = torch.unique(gathered)
+            dist.all_gather(gathered, padded)
+        union = torch.unique(torch.cat(gathered))
         union = union[union >= 0]
         ends = torch.searchsorted(union, starts).tolist()
         return [union[a:b] - starts[n] for n, (a, b) in enumerate(itertools.pairwise(ends))]
