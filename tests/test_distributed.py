@@ -31,9 +31,19 @@ def two(tmp_path_factory):
     """Everything that two processes do in one session of torchrun: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("two")
     write_mmrec(folder / "toy", users=40, items=30, dims={"a": 12, "b": 8}, seed=0)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", driver.__file__, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        driver.__file__,
+        str(folder),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=240, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=240, check=False
+    )
     if not (folder / "outcome-0.json").is_file():
         pytest.fail(done.stderr)
     return folder, done.stderr
@@ -97,7 +107,13 @@ def test_a_process_that_dies_ends_the_others_with_a_line(two):
 @pytest.fixture
 def launched(monkeypatch):
     """As torchrun starts a process: the second of three."""
-    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 3, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
+    for name, value in {
+        "RANK": 1,
+        "LOCAL_RANK": 1,
+        "WORLD_SIZE": 3,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
         monkeypatch.setenv(name, str(value))
     return monkeypatch
 
