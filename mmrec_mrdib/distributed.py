@@ -76,7 +76,7 @@ def join(config: Any) -> Ranks:
             raise ConfigError(f"{place.size} processes: this build of PyTorch has no {backend} to join them by")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with _clearly(place.rank, place.size):
+        with _clearly():
             dist.init_process_group(backend, timeout=TIMEOUT)
         atexit.register(_leave)
     return Ranks(place.rank, place.size, device)
@@ -88,14 +88,14 @@ def _leave() -> None:
 
 
 @contextlib.contextmanager
-def _clearly(rank: int, size: int) -> Iterator[None]:
+def _clearly() -> Iterator[None]:
     """What PyTorch raises where another rank has gone, in one line."""
     try:
         yield
     except RuntimeError as error:
         raise ProcessError(
-            f"process {rank} of {size} lost the others: one of them has ended, and its own message says why, or gave no answer "
-            f"for {TIMEOUT.total_seconds():.0f} s; the same command with --resume goes on from what is saved ({_first_line(error)})"
+            "lost the other processes of this training: one of them has ended, and its own message says why, or gave no answer for "
+            f"{TIMEOUT.total_seconds():.0f} s; the same command with --resume goes on from what is saved ({_first_line(error)})"
         ) from error
 
 
@@ -152,7 +152,7 @@ class Ranks:
     def total(self, x: Tensor, op: Literal["SUM", "MIN", "MAX"] = "SUM") -> Tensor:
         """x, in place, added up over the ranks; the same bits on each. Or the smallest or largest of each entry."""
         if self.several:
-            with _clearly(self.rank, self.size):
+            with _clearly():
                 dist.all_reduce(x, getattr(dist.ReduceOp, op))
         return x
 
@@ -192,7 +192,7 @@ class Ranks:
         padded = own[:1].repeat(longest) if len(own) else own.new_full((longest,), -1)
         padded[: len(own)] = own
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
-        with _clearly(self.rank, self.size):
+        with _clearly():
             dist.all_gather(gathered, padded)
         union = torch.unique(torch.cat(gathered))
         union = union[union >= 0]
@@ -214,7 +214,7 @@ class Ranks:
         if not self.several:
             return values
         x = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        with _clearly(self.rank, self.size):
+        with _clearly():
             dist.broadcast(x, 0)
         return dict(zip(values, x.tolist(), strict=True))
 
@@ -267,7 +267,7 @@ class Ranks:
             if x.device.type != self.device.type:  # the optimiser's count of steps
                 continue
             own = x.clone()
-            with _clearly(self.rank, self.size):
+            with _clearly():
                 dist.broadcast(x, 0)
             if x.is_floating_point() and x.numel():
                 names.append(name)

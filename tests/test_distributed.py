@@ -100,7 +100,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line(two):
     folder, told = two
     assert json.loads((folder / "death-0.json").read_text()) == 2 and not (folder / "death-1.json").exists()
     line = next(line for line in told.splitlines() if line.startswith("error: process 0 of 2"))
-    assert "lost the others" in line and "--resume" in line
+    assert "lost the other processes" in line and "--resume" in line
     assert not list(folder.glob("two/VBPR-toy-7-*/result.json"))
 
 
