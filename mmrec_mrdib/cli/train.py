@@ -124,7 +124,9 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         if not first:
             return 130
-        command = shlex.join(["python", "run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
+        size = process.place().size
+        starter = ["python"] if size == 1 else ["torchrun", f"--nproc-per-node={size}"]
+        command = shlex.join([*starter, "run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
         print(f"\n{error}\ngo on with: {command}", file=sys.stderr)
         return 130
     if not first:
