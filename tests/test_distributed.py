@@ -42,7 +42,7 @@ def two(tmp_path_factory):
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=240, check=False
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=400, check=False
     )
     if not (folder / "outcome-0.json").is_file():
         pytest.fail(done.stderr)
