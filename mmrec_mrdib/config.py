@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from mmrec_mrdib import compat, parameters, paths, registry
+from mmrec_mrdib import compat, parameters, paths, process, registry
 from mmrec_mrdib.data.sources import mmrec
 from mmrec_mrdib.errors import ConfigError, did_you_mean
 from mmrec_mrdib.models.base import MultimodalRecommender
@@ -256,6 +256,13 @@ class Config(recbole.config.Config):
                 logger.warning("--use_gpu, --gpu_id: PyTorch finds no GPU here; training on the CPU")
         if final["enable_scaler"] and not count:
             logger.warning("--enable_scaler: no effect without a GPU")
+        if count and process.several():  # each takes the next one
+            gpu = str(int(gpu) + process.place().local)
+            if int(gpu) >= count:
+                raise ConfigError(
+                    f"process {process.place().local} of this machine would take GPU {gpu}, and {count} are visible: start "
+                    "as many processes as there are GPUs, or --device=cpu"
+                )
         final["gpu_id"] = gpu if count else ""
         final["device"] = torch.device("cuda", int(gpu)) if count else torch.device("cpu")
 

@@ -60,6 +60,10 @@ class OutOfMemoryError(MRdIBError):
     """A GPU's memory is not enough; the message says what to lower."""
 
 
+class ProcessError(MRdIBError):
+    """One of the processes of a training has ended, gives no answer, or went another way than the others."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean A or B?' with the nearest of the known names, or '' when nothing is near."""
     by_folded = {k.lower(): k for k in known}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrec_mrdib.distributed import ALONE, Ranks
 from mmrec_mrdib.errors import NonFiniteLossError
 from mmrec_mrdib.graphs import gather_rows
 from mmrec_mrdib.process import available_memory
@@ -80,6 +81,7 @@ class RankingSplit:
         masks: pairs (users, items) of interactions whose items are not ranked for their user.
         scores_in_memory: user-item scores computed at a time, but those of MIN_USERS at least.
         padded: whether item 0 is padding, which is never ranked.
+        ranks: number of processes that share the blocks: as many for each.
     """
 
     def __init__(
@@ -92,11 +94,15 @@ class RankingSplit:
         n_items: int,
         scores_in_memory: int,
         padded: bool = True,
+        ranks: int = 1,
     ) -> None:
         self.name = name
         self.n_items = n_items
         self.users = torch.unique(users)
         per_block = max(scores_in_memory // n_items, MIN_USERS)
+        if ranks > 1:
+            rounds = -(-len(self.users) // (ranks * per_block))
+            per_block = max(-(-len(self.users) // (ranks * rounds)), 1)
         relevant = by_user(users, items, n_users)
         pad = torch.arange(n_users if padded else 0, device=users.device)
         mask_users = torch.cat([pad, *(u for u, _ in masks)])
@@ -178,6 +184,7 @@ def rank(
     user_field: str,
     recbole_metrics: Mapping[str, Any] | None = None,
     recbole_data: Any = None,
+    ranks: Ranks = ALONE,
 ) -> Ranking:
     """Rank the split with the model (in evaluation mode) and compute the metrics at each k.
 
@@ -186,10 +193,18 @@ def rank(
         user_field: the name under which the model reads user ids.
         recbole_metrics: name -> RecBole metric object, for the others.
         recbole_data: RecBole's DataStruct with what these need of the training data.
+        ranks: processes that rank some blocks of users each; all return the whole.
     """
     width = min(max(ks), split.n_items)
-    outcome = [topk(model, block, user_field, split.n_items, width) for block in split]
-    best, hit = (torch.cat(parts) for parts in zip(*outcome, strict=True))
+    part = ranks.part(len(split))
+    with ranks.agreeing():
+        outcome = [topk(model, block, user_field, split.n_items, width) for block in split.blocks[part]]
+    if ranks.several:
+        at, n = sum(len(block.users) for block in split.blocks[: part.start]), len(split.users)
+        best, hit = (ranks.joined([pair[i] for pair in outcome], at, n, width) for i in (0, 1))
+        hit = hit.bool()
+    else:
+        best, hit = (torch.cat(parts) for parts in zip(*outcome, strict=True))
     n_relevant = torch.cat([block.n_relevant for block in split])
     per_user = _per_user(hit, n_relevant, metrics, ks)
     other: dict[str, float] = {}

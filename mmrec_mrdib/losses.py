@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,9 +41,14 @@ def squares(*rows: Tensor) -> Tensor:
     return torch.stack([r.float().square().sum() for r in rows]).sum()
 
 
-def frobenius(*rows: Tensor) -> Tensor:
-    """Sum of the Frobenius norms (not squared) of the given matrices: the regulariser of the MMRec line's VBPR."""
-    total: Tensor = _Frobenius.apply(*rows)
+def frobenius(*rows: Tensor, summed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Sum of the Frobenius norms (not squared) of the given matrices: the regulariser of the MMRec line's VBPR.
+
+    Args:
+        summed: where each of several processes has some rows of the matrices, adds up a tensor over them: norms and gradients are then those
+            of all rows, and the value is this process's part |own|^2 / |all| of them, which add up to the norms.
+    """
+    total: Tensor = _Frobenius.apply(summed, *rows)
     return total
 
 
@@ -50,17 +56,22 @@ class _Frobenius(torch.autograd.Function):
     """The gradient of a norm, x / |x| (0 at 0), in one pass over memory a matrix; autograd's takes three."""
 
     @staticmethod
-    def forward(ctx: Any, *rows: Tensor) -> Tensor:
+    def forward(ctx: Any, summed: Callable[[Tensor], Tensor] | None, *rows: Tensor) -> Tensor:
         norms = torch.stack([torch.linalg.vector_norm(r) for r in rows])
+        parts = norms
+        if summed is not None:
+            own = norms.square()
+            norms = summed(own).sqrt()
+            parts = torch.where(norms > 0, own / norms, 0.0)
         ctx.save_for_backward(norms, *rows)
-        return norms.sum()
+        return parts.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         norms, *rows = ctx.saved_tensors
         scales = torch.where(norms > 0, grads[0] / norms, 0.0).unbind()
-        return tuple(r * scale for r, scale in zip(rows, scales, strict=True))
+        return (None, *(r * scale for r, scale in zip(rows, scales, strict=True)))
 
 
 def moment_gaps(*tables: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mmrec_mrdib.evaluation import PER_USER, RECBOLE_ONLY
 _SEQUENTIAL = "it is for sequential models, which are not run here"
 _KNOWLEDGE = "it is for knowledge graphs, which are not read here"
 _CONTEXT = "it is for context-aware models, which are not run here; general ones read users, items and modalities"
-_DISTRIBUTED = "one model is trained by one process; mmrec-mrdib leaderboard --jobs N trains several models at a time"
+_DISTRIBUTED = "torchrun says which processes train one model (docs/distributed.md)"
 # RecBole's parameters that nothing reads here, and what to do instead.
 WITHOUT_EFFECT: dict[str, str] = {
     "config_file": "did you mean --config_files?",
@@ -99,9 +99,9 @@ def check(key: str, value: Any, default: Any, model: str, where: str = "") -> No
         raise ConfigError(f"{name}: not supported: it stores pickled objects, never loaded here")
     if key in _SEVERAL_PROCESSES and value not in (None, 1, -1):
         raise ConfigError(
-            f"{name}: one model is trained by one process: batches, graphs and estimators here know no ranks "
-            "(RecBole's distributed mode would need a sampler and gradients shared between them). To use more "
-            "cores train several models at a time: mmrec-mrdib leaderboard --jobs N"
+            f"{name}: processes are started by torchrun, which trains VBPR, LightGCN and FREEDOM so (docs/distributed.md): torchrun "
+            "--nproc-per-node=2 run_mrdib.py --baseline ...; to use more cores for any model train several at a time: mmrec-mrdib "
+            "leaderboard --jobs N"
         )
     why = WITHOUT_EFFECT.get(key)
     if key == "require_pow" and model not in _SQUARED_OR_NOT:

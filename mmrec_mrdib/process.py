@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ def settle() -> None:
         if mallopt is not None:
             mallopt(_TRIM_THRESHOLD, 2**31 - 1)
             mallopt(_MMAP_MAX, 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that torchrun has started together: its number, its number on this machine, and how many there are."""
+
+    rank: int = 0
+    local: int = 0
+    size: int = 1
+
+
+def place() -> Place:
+    """From the environment that torchrun makes; of a process that was started by itself, `Place()`."""
+    env = os.environ
+    if not all(env.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")):
+        return Place()
+    numbers = [env.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    return Place(*map(int, numbers)) if all(n.isdigit() for n in numbers) else Place()
+
+
+def several() -> bool:
+    """Whether this process is one of several that are to train one model."""
+    return place().size > 1
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from tqdm import tqdm
 
 from mmrec_mrdib import compat, general
+from mmrec_mrdib.distributed import ALONE, Ranks
 from mmrec_mrdib.errors import CheckpointError, NonFiniteLossError, listed
 from mmrec_mrdib.evaluation import PER_USER, NewItems, Ranking, RankingSplit, rank, rank_ladder, scores_in_memory
 from mmrec_mrdib.optim import RowAdam
@@ -46,6 +47,7 @@ class MRdIBTrainer(Trainer):
         config: our Config (or RecBole's with the same keys).
         model: the model.
         folder: the run folder: TensorBoard files and `last.pt` go there.
+        ranks: processes that train this model together; the first of them writes.
 
     Attributes:
         on_evaluation: called with (epoch, valid score) after each evaluation; an exception of it ends the training.
@@ -58,11 +60,14 @@ class MRdIBTrainer(Trainer):
     best_valid_score: float  # RecBole's
     stopping_step: int
 
-    def __init__(self, config: Any, model: Any, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, config: Any, model: Any, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.folder, self.ranks = Path(folder), ranks
         config["checkpoint_dir"] = str(folder)  # RecBole's Trainer makes it, and would make ./saved
         self.one_pass = general.fitted_in_one_pass(model)
-        with compat.tensorboard_in(None if self.one_pass else self.folder / "tensorboard"):
+        if ranks.several:
+            model.summed = ranks.summed
+            config["log_wandb"] = config["log_wandb"] and ranks.first
+        with compat.tensorboard_in(None if self.one_pass or not ranks.first else self.folder / "tensorboard"):
             super().__init__(config, model)
         self.stopping_step -= 1  # RecBole's fit stops *after* as many evaluations in vain; here they are what stops it
         if self.one_pass:  # judged once
@@ -77,7 +82,7 @@ class MRdIBTrainer(Trainer):
         self.best_epoch = -1
         self.diverged: NonFiniteLossError | None = None
         self.popularity: Mapping[str, float] = {}
-        self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty()
+        self.show_bar = bool(config["show_progress"]) and sys.stderr.isatty() and ranks.first
         self._best_state: dict[str, Tensor] | None = None
         self._last_written = -math.inf
         self._interrupted: Callable[[], bool] = lambda: False
@@ -115,6 +120,7 @@ class MRdIBTrainer(Trainer):
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = False, **kwargs: Any) -> Any:
         """RecBole's fit. Returns the best valid score and the best valid result."""
         self._train_data = train_data
+        self._check_ranks()
         if self.cur_step > self.stopping_step or self.start_epoch >= self.epochs:  # resumed at its end
             self.eval_collector.data_collect(train_data)  # what RecBole's metrics need to know of the training
             return self.best_valid_score, self.best_valid_result
@@ -148,8 +154,11 @@ class MRdIBTrainer(Trainer):
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
                 parts, logs = self._step(batch)
+                if self.ranks.several:
+                    parts, logs = ({name: value * weight for name, value in x.items()} for x in (parts, logs))
                 total = torch.stack(list(parts.values())).sum()
             scaler.scale(total if factor == 1 else factor * total).backward()
+            self.ranks.add_up_gradients(self.optimizer)
             return parts, logs
 
         def advance(clip: bool = True, estimators: bool = True) -> None:
@@ -168,13 +177,15 @@ class MRdIBTrainer(Trainer):
         for interaction in bar:
             if self._interrupted():
                 raise KeyboardInterrupt
-            batch = interaction.to(self.device)
+            batch, weight = self.ranks.share(interaction.to(self.device))
             meter.add(*step.run(closure, advance))
             if self.show_bar and time.perf_counter() - shown > _BAR_SECONDS:
                 shown = time.perf_counter()
                 bar.set_postfix({k: f"{v:.4g}" for k, v in meter.means().items()})
         if isinstance(self.optimizer, RowAdam):
             self.optimizer.flush()
+        self._check_ranks()
+        meter.add_up(self.ranks)
         meter.check(epoch_idx)
         self._check_parameters(epoch_idx)
         means = meter.means()
@@ -190,7 +201,7 @@ class MRdIBTrainer(Trainer):
 
     def _valid_epoch(self, valid_data: RankingSplit, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        result = self._judge(valid_data).means
+        result = self.ranks.of_first(self._judge(valid_data).means)
         self.history[-1] |= {"valid": result, "eval_seconds": time.perf_counter() - started}
         score = result[self.valid_metric]
         if score == self.best_valid_score:
@@ -269,6 +280,7 @@ class MRdIBTrainer(Trainer):
             self.config["USER_ID_FIELD"],
             self._recbole_metrics,
             data,
+            self.ranks,
         )
 
     def rank_new_items(self, users: Tensor, items: Tensor) -> Ranking:
@@ -299,6 +311,8 @@ class MRdIBTrainer(Trainer):
 
     def write_checkpoint(self, path: Path) -> None:
         """All that is needed to go on as if never interrupted: tensors and plain values only."""
+        if not self.ranks.first:
+            return
         from mmrec_mrdib.experiment.record import save_checkpoint
 
         generator = getattr(self._train_data, "generator", None)
@@ -367,6 +381,22 @@ class MRdIBTrainer(Trainer):
 
         self.model.load_state_dict(load_checkpoint(Path(path))["state_dict"])
         compat.drop_restored(self.model)
+
+    def _check_ranks(self) -> None:
+        """Several processes: that they are where they should be, the same; and the last bits of the first for all (`Ranks.align`)."""
+        if not self.ranks.several:
+            return
+        streams = [torch.get_rng_state(), self._train_data.generator.get_state().cpu()]
+        if self.device.type == "cuda":
+            streams.append(torch.cuda.get_rng_state(self.device))
+        self.ranks.check_same("random streams", self.start_epoch, self.cur_step, len(self.history), *streams)
+        moments = (
+            (f"{k} of the optimiser", x)
+            for state in self.optimizer.state.values()
+            for k, x in state.items()
+            if isinstance(x, Tensor)
+        )
+        self.ranks.align((*self.model.state_dict().items(), *moments))
 
     def _step(self, interaction: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Named losses and logs of a batch; RecBole's models return one loss or a tuple."""
@@ -445,6 +475,12 @@ class _Meter:
             good[: len(again)] &= torch.isfinite(torch.stack([v.detach() for v in again.values()]))
         self.finite += good & (self.finite == self.batches)
         self.batches += 1
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Of the shares that several processes had of each batch."""
+        if self.batches:
+            ranks.total(self.sums)
+            ranks.total(self.finite, "MIN")
 
     def means(self) -> dict[str, float]:
         return dict(zip(self.names, (self.sums / self.batches).tolist(), strict=True)) if self.batches else {}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from mmrec_mrdib import __version__, process
-from mmrec_mrdib.errors import MRdIBError
+from mmrec_mrdib.errors import ConfigError, MRdIBError
 
 COMMANDS = {
     "train": "train a model, with or without MRdIB, or both side by side",
@@ -24,17 +24,26 @@ COMMANDS = {
 }
 
 
+def _fail(message: str, quiet: bool = False) -> int:
+    if not quiet:
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 done in part (a run diverged, a user is unknown), 2 a mistake the user can mend, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     process.settle()
     if arguments and arguments[0] in COMMANDS:
+        here = process.place()
+        if here.size > 1 and arguments[0] != "train":
+            return _fail(f"{arguments[0]} runs in one process: start it without torchrun", here.rank > 0)
         command = importlib.import_module(f"mmrec_mrdib.cli.{arguments[0]}")
         try:
             return command.main(arguments[1:])
-        except MRdIBError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        except MRdIBError as error:  # that the command line is wrong needs to be said once
+            whose = f"process {here.rank} of {here.size}: " if here.size > 1 else ""
+            return _fail(f"{whose}{error}", here.rank > 0 and isinstance(error, ConfigError))
         except KeyboardInterrupt:  # outside of training: nothing to resume
             print("interrupted", file=sys.stderr)
             return 130

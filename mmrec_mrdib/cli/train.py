@@ -97,11 +97,13 @@ def main(arguments: Sequence[str]) -> int:
     models = _models(options)
     _check_output(options.output)
 
+    from mmrec_mrdib import distributed, process
     from mmrec_mrdib.experiment import record
     from mmrec_mrdib.experiment.run import Interrupted, display_name, make_config, run
 
+    first = process.place().rank == 0  # of several processes one speaks
     console = logging.StreamHandler(sys.stderr)
-    console.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    console.setLevel(logging.ERROR if not first else logging.WARNING if options.quiet else logging.INFO)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[console], force=True)
     logging.getLogger("mmrec_mrdib").setLevel(logging.INFO)
     # All of them before the first run: a misspelt parameter must not show after an hour of training.
@@ -110,16 +112,25 @@ def main(arguments: Sequence[str]) -> int:
         for seed in seeds
         for m in models
     ]
+    for config in configs:
+        distributed.check(config)
     results = []
     try:
         for n, config in enumerate(configs, 1):
             result = run(config, options.runs, options.resume)
             results.append(result)
-            print(_progress(n, len(configs), result), file=sys.stderr)
+            if first:
+                print(_progress(n, len(configs), result), file=sys.stderr)
     except Interrupted as error:
-        command = shlex.join(["python", "run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
+        if not first:
+            return 130
+        size = process.place().size
+        starter = ["python"] if size == 1 else ["torchrun", f"--nproc-per-node={size}"]
+        command = shlex.join([*starter, "run_mrdib.py", *(a for a in arguments if a != "--resume"), "--resume"])
         print(f"\n{error}\ngo on with: {command}", file=sys.stderr)
         return 130
+    if not first:
+        return int(any(record.diverged(result) is not None for result in results))
     if options.output is not None:
         many = options.compare or len(results) > 1
         record.write_json(options.output, results if many else results[0])

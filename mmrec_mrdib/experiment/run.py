@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from mmrec_mrdib import general, process, registry
+from mmrec_mrdib import distributed, general, process, registry
 from mmrec_mrdib.config import Config, of_variant
 from mmrec_mrdib.data.dataset import MultimodalDataset
 from mmrec_mrdib.data.sampling import PositiveBatches, TrainBatches
+from mmrec_mrdib.distributed import ALONE, Ranks
 from mmrec_mrdib.errors import ConfigError, NonFiniteLossError, OutOfMemoryError
-from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, RankingSplit, rank, scores_in_memory
+from mmrec_mrdib.evaluation import PER_USER, NewItems, Popularity, Ranking, RankingSplit, rank, scores_in_memory
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.paths import write_atomically
 from mmrec_mrdib.schema import EvaluationSettings, TrainingSettings
@@ -108,8 +109,8 @@ def display_name(config: Any) -> str:
     return variant_of(config).name
 
 
-def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
-    """Splits of the data set, training batches and evaluation blocks, on the device of the run."""
+def prepare(config: Config, dataset: MultimodalDataset | None = None, ranks: Ranks = ALONE) -> Splits:
+    """Splits of the data set, training batches and evaluation blocks, on the device of the run, for as many processes."""
     dataset = dataset or MultimodalDataset(config)
     parts = dataset.build()
     device = config["device"]
@@ -119,9 +120,13 @@ def prepare(config: Config, dataset: MultimodalDataset | None = None) -> Splits:
 
     history = EvaluationSettings.from_config(config).eval_mask == "history"
     train_pairs, valid_pairs, test_pairs = (pairs(p) for p in parts)
-    size = (dataset.user_num, dataset.item_num, scores_in_memory(config["eval_batch_size"], device))
-    valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size)
-    test = RankingSplit("test", *test_pairs, [train_pairs, valid_pairs] if history else [train_pairs], *size)
+    scores = int(
+        ranks.of_first({"scores": scores_in_memory(config["eval_batch_size"], device)})["scores"]
+    )  # alike on all
+    size = (dataset.user_num, dataset.item_num, scores)
+    masks = [train_pairs, valid_pairs] if history else [train_pairs]
+    valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size, ranks=ranks.size)
+    test = RankingSplit("test", *test_pairs, masks, *size, ranks=ranks.size)
     return Splits(dataset, parts, _batches(config, dataset, parts), valid, test)
 
 
@@ -193,25 +198,27 @@ def run(config: Config, runs: Path, resume: bool = False, hosting: bool = False)
     """
     started = time.perf_counter()
     record.reset_peak_memory()
-    splits = _seeded_splits(config)
+    ranks = distributed.join(config)
+    splits = _seeded_splits(config, ranks)
     fingerprint = splits.dataset.fingerprint(splits.parts)
     folder = record.run_folder(
         runs, display_name(config), config["dataset"], config["seed"], record.run_hash(config, fingerprint)
     )
-    if resume and (found := _complete(folder)):
+    ranks.check_same("parameters or data", folder.name)
+    if resume and (found := _complete(folder, ranks)):
         return found
     model = seeded_model(config, splits)  # before anything is written: a model may refuse the data
     if splits.dataset.cold is not None and not hosting:
         _check_new_items(model)
-    with _alone(folder):
-        if resume and (found := _complete(folder)):  # by whom this one has waited for
+    with _alone(folder) if ranks.first else contextlib.nullcontext():
+        if resume and (found := _complete(folder, ranks)):  # by whom this one has waited for
             return found
-        return _run(config, splits, model, folder, fingerprint, started, resume)
+        return _run(config, splits, model, folder, fingerprint, started, resume, ranks)
 
 
-def _complete(folder: Path) -> dict[str, Any] | None:
+def _complete(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
     """The result of a run that is complete already."""
-    if not (folder / "result.json").is_file():
+    if not ranks.says((folder / "result.json").is_file()):
         return None
     found = record.load_result(folder)
     logger.info("%s: complete already, its result is used", folder)
@@ -224,21 +231,31 @@ def _complete(folder: Path) -> dict[str, Any] | None:
 
 
 def _run(
-    config: Config, splits: Splits, model: Any, folder: Path, fingerprint: str, started: float, resume: bool
+    config: Config,
+    splits: Splits,
+    model: Any,
+    folder: Path,
+    fingerprint: str,
+    started: float,
+    resume: bool,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     name, seed = display_name(config), config["seed"]
     backbone: dict[str, Any] | None = None
     if is_staged(config):
         backbone = run(config.host(), folder.parent, resume=True, hosting=True)
         _take_backbone(config, model, record.load_checkpoint(Path(backbone["folder"]) / "best.pt")["state_dict"])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--runs={folder.parent}: no folder can be made there ({error.strerror})") from error
-    if not resume:
-        _clear(folder)
-    codes = _codes(folder)
-    with _log_file(folder / "log.txt"):
+    codes: list[str] = []
+    if ranks.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--runs={folder.parent}: no folder can be made there ({error.strerror})") from error
+        if not resume:
+            _clear(folder)
+        codes = _codes(folder)
+    ranks.says(True)  # the folder is as it should be
+    with _log_file(folder / "log.txt") if ranks.first else contextlib.nullcontext():
         logger.info("%s on %s, seed %d -> %s", name, config["dataset"], seed, folder)
         logger.info("code %s", ", then ".join(codes))
         logger.info(
@@ -246,8 +263,10 @@ def _run(
             splits.dataset.user_num - 1, splits.dataset.item_num - 1, *(len(p) for p in splits.parts),
             config["device"], torch.get_num_threads(),
         )  # fmt: skip
-        trainer = MRdIBTrainer(config, model, folder)
-        trainer.popularity = popularity(config, splits)
+        if ranks.several:
+            logger.info("%d processes share each batch and each evaluation", ranks.size)
+        trainer = MRdIBTrainer(config, model, folder, ranks)
+        trainer.popularity = popularity(config, splits, ranks)
         if resume:
             _resume(trainer, folder / "last.pt", splits.train)
         try:
@@ -276,6 +295,8 @@ def best_on_valid(
         folder: for the trainer's scratch files.
         on_evaluation: see `MRdIBTrainer`.
     """
+    if process.several():
+        raise ConfigError("a search trains each of its models by one process: start it without torchrun")
     splits = _seeded_splits(config)
     model = seeded_model(config, splits)
     if is_staged(config):
@@ -319,14 +340,14 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def popularity(config: Config, splits: Splits) -> dict[str, float]:
+def popularity(config: Config, splits: Splits, ranks: Ranks = ALONE) -> dict[str, float]:
     """The configured metrics on valid, as far as they are means over users, of ranking by popularity in training: the floor of any
     model that has learned something."""
     train, user_field = splits.parts[0], config["USER_ID_FIELD"]
     items = train.inter_feat[train.iid_field].to(config["device"])
     metrics = [m for m in map(str.lower, config["metrics"]) if m in PER_USER]
     scorer = Popularity(items, splits.dataset.item_num, user_field)
-    return rank(scorer, splits.valid, metrics, list(config["topk"]), user_field).means
+    return rank(scorer, splits.valid, metrics, list(config["topk"]), user_field, ranks=ranks).means
 
 
 def build(config: Config) -> Any:
@@ -334,13 +355,13 @@ def build(config: Config) -> Any:
     return seeded_model(config, _seeded_splits(config))
 
 
-def _seeded_splits(config: Config) -> Splits:
+def _seeded_splits(config: Config, ranks: Ranks = ALONE) -> Splits:
     from recbole.utils import init_seed
 
     if threads := TrainingSettings.from_config(config).threads:
         torch.set_num_threads(threads)
     init_seed(config["seed"], config["reproducibility"])
-    return prepare(config)
+    return prepare(config, ranks=ranks)
 
 
 def seeded_model(config: Config, splits: Splits) -> Any:
@@ -413,6 +434,19 @@ def _finish(
             users, items = (ids.to(config["device"]) for ids in splits.dataset.cold)
             cold = trainer.rank_new_items(users, items)
             result["cold"] = {"users": len(cold.users), "items": len(torch.unique(items)), **cold.means}
+    if trainer.ranks.several:
+        result["processes"] = trainer.ranks.size
+    if trainer.ranks.first:
+        _write(config, splits, trainer, folder, result, ranking)
+    trainer.ranks.says(True)  # all is written
+    return result
+
+
+def _write(
+    config: Config, splits: Splits, trainer: MRdIBTrainer, folder: Path, result: dict[str, Any], ranking: Ranking
+) -> None:
+    """All files of a complete run."""
+    name, epochs = result["model"], result["epochs"]
     tokens = splits.dataset.id2token(splits.dataset.uid_field, ranking.users)
     record.write_per_user(folder / "per_user.npz", tokens, ranking.per_user)
     best_state = {"model": name, "seed": config["seed"], "best_epoch": trainer.best_epoch}
@@ -432,11 +466,10 @@ def _finish(
         logger.info("no curves.png: matplotlib is not installed (pip install 'mmrec-mrdib[plot]')")
     metrics = "  ".join(f"{k} {v:.4f}" for k, v in ranking.means.items())
     logger.info("best epoch %d; test: %s", trainer.best_epoch, metrics)
-    _against_popularity(trainer, best["valid"])
+    _against_popularity(trainer, result["valid"])
     record.write_json(folder / "result.json", result)  # last: its presence says that the run is complete
     for name in ("last.pt", "code.txt"):
         (folder / name).unlink(missing_ok=True)
-    return result
 
 
 def _state(trainer: MRdIBTrainer, backbone: Mapping[str, Any] | None) -> dict[str, str]:

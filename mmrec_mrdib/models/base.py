@@ -64,6 +64,8 @@ class MultimodalRecommender(GeneralRecommender, ABC):
     """POINTWISE: the model is trained on positives alone, and `Batch.negative` is None."""
     z_in_score: ClassVar[Literal["yes", "as a gate", "through the graph", "no"]]
     """How z^m reaches the score s(u, i). Where it does not, whatever is added to z can only regularise."""
+    summed: Callable[[Tensor], Tensor] | None = None
+    """Sum of a tensor over the processes that share a batch (`distributed.Ranks`), set by the trainer where there are several."""
     needs_features: ClassVar[bool] = True
     """False for a plain baseline of ids alone: it has no modality, no encoder and an empty `Encoded`, and keeps the rest of the contract."""
 

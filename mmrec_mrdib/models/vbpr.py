@@ -77,5 +77,5 @@ class VBPR(MultimodalRecommender):
         parts = {"bpr": bpr(batch.margins(emb.users, emb.items, enc))}
         if self.reg_weight:
             u, (i, j) = batch.users_of(emb.users, enc), batch.items_of(emb.items, enc)
-            parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j)
+            parts["l2"] = self.reg_weight / len(u) * frobenius(u, i, j, summed=self.summed)
         return parts
