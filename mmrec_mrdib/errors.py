@@ -57,11 +57,18 @@ class NonFiniteLossError(MRdIBError):
 
 
 class OutOfMemoryError(MRdIBError):
-    """A GPU's memory is not enough; the message says what to lower."""
+    """A GPU's memory is not enough; the message says what to lower.
+
+    To mend: lower `--train_batch_size` or `--eval_batch_size` (`auto` takes what is free), or `--jobs` where several runs share the GPU. On a
+    board it is one failed cell; the same command with other sizes tries it again.
+    """
 
 
 class ProcessError(MRdIBError):
-    """One of the processes of a training has ended, gives no answer, or went another way than the others."""
+    """One of the processes of a training has ended, gives no answer, or went another way than the others.
+
+    To mend: look for the message of the process that failed first, mend what it says, and start the same command with `--resume`.
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

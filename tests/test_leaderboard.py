@@ -674,7 +674,7 @@ def test_killed_at_any_moment_nothing_is_lost(data, tmp_path):
         sys.executable,
         "-c",
         "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))",
-        *arguments(data, tmp_path, "--epochs=40", "--stopping_step=40", "--checkpoint_interval=0.2", "--jobs", "2"),
+        *arguments(data, tmp_path, "--epochs=40", "--stopping_step=40", "--checkpoint_interval=0.2", "--jobs", "1"),
     ]
     runs = tmp_path / "runs"
     for delay in (0.3,):

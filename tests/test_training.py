@@ -173,7 +173,9 @@ def test_a_model_below_popularity_is_told(popular, tmp_path, caplog, monkeypatch
     told = f"worse than popularity on valid: recall@1 {result['valid']['recall@1']:.4f} against 0.9000; usual causes: "
     assert told in caplog.text
     caplog.clear()
-    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": result["valid"]["recall@1"]})
+    monkeypatch.setattr(
+        run_module, "popularity", lambda config, splits, ranks=None: {"recall@1": result["valid"]["recall@1"]}
+    )
     train("VBPR", "hand", 3, values=popular | hopeless, runs=runs)  # as good as popularity
     assert "best epoch 0" in caplog.text and "worse than popularity" not in caplog.text
 
@@ -186,7 +188,9 @@ def test_early_stopping_waits_for_a_run_to_begin(popular, tmp_path, monkeypatch)
         return len(run_module.best_on_valid(config, tmp_path).history)
 
     waited = evaluations()
-    monkeypatch.setattr(run_module, "popularity", lambda config, splits: {"recall@1": -1.0})  # better than that at once
+    monkeypatch.setattr(
+        run_module, "popularity", lambda config, splits, ranks=None: {"recall@1": -1.0}
+    )  # better than that at once
     assert waited == evaluations() + 4 * 2 - 1 < 50  # the first evaluation is an improvement either way
 
 

@@ -11,42 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrec_mrdib.errors import ConfigError, DataError
+from mmrec_mrdib.errors import ConfigError
 from mmrec_mrdib.experiment.tune import tune
 from mmrec_mrdib.experiment.workers import Failure, LocalPool, RayPool, _outcome, call, visible_gpus
 from tests.conftest import ROOT
 
-
-def task(payload):
-    """What the tests below run in workers."""
-    match payload["do"]:
-        case "square":
-            return {"value": payload["x"] ** 2, "pid": os.getpid()}
-        case "refuse":
-            raise DataError("the data is wrong")
-        case "crash":
-            raise ZeroDivisionError("by zero")
-        case "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "see":
-            return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}
-        case "poison":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
-        case "leave":
-            os._exit(3)
-        case "once":  # is killed the first time, and goes on the second
-            mark = Path(payload["mark"])
-            if not mark.exists():
-                mark.write_text("here")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return {"value": "second time"}
-        case "wait":
-            Path(payload["mark"]).write_text(str(os.getpid()))
-            time.sleep(60)
-            return {}
-
-
-TASK = "tests.test_workers:task"
+TASK = "tests.worker_task:task"
 
 
 def run_all(pool, payloads):
