@@ -11,7 +11,8 @@ from recbole.data.interaction import Interaction
 
 from mmrec_mrdib import cli, load, train
 from mmrec_mrdib.errors import CheckpointError, ConfigError, DataError
-from mmrec_mrdib.experiment import export
+from mmrec_mrdib.experiment import export, record
+from mmrec_mrdib.experiment.run import make_config
 
 VALUES = {"epochs": 2, "topk": [5], "valid_metric": "Recall@5", "embedding_size": 8, "train_batch_size": 64}
 
@@ -146,6 +147,22 @@ def test_what_cannot_be_loaded(fitted, toy, tmp_path):
     torch.save({"state_dict": {"users": torch.zeros(1)}}, f"{folder}/best.pt")
     with pytest.raises(CheckpointError, match="belongs to another model"):
         load(folder, moved)
+
+
+def test_a_built_in_set_of_another_installation_is_this_ones(tmp_path):
+    """That its features are derived is known of the own copy alone."""
+    config = make_config("VBPR", "ml-100k", 1)
+    other = tmp_path / "recbole" / "dataset_example" / "ml-100k"
+    result = {
+        "model": "VBPR",
+        "dataset": "ml-100k",
+        "seed": 1,
+        "config": record.config_values(config) | {"data_path": str(other)},
+    }
+    for _ in ("gone", "there"):
+        found = export._config(result, None)
+        assert found["data_path"] == config["data_path"]
+        other.mkdir(parents=True, exist_ok=True)
 
 
 def test_parameters_of_the_run_are_those_of_the_model(fitted):

@@ -339,13 +339,14 @@ def _config(result: dict[str, Any], data_path: str | Path | None) -> Any:
     values, name = result["config"], result["dataset"]
     then = Path(values["data_path"])
     where = {"data_path": str(data_path if data_path is not None else then.parent)}
-    if data_path is None and not then.is_dir():
+    copied = name in paths.BUILTIN_DATASETS and then.parts[-3:] == ("recbole", "dataset_example", name)
+    if data_path is None and (copied or not then.is_dir()):
         if name not in paths.BUILTIN_DATASETS:
             raise DataError(
                 f"no data set '{name}' in {then.parent}, where this run was trained; say where it is now with --data_path=FOLDER "
                 f"(data_path=FOLDER in Python), the folder that holds '{name}'"
             )
-        where = {}  # another installation's copy
+        where = {}  # maybe another installation's copy: this one's is known to be built in
     fresh = make_config(result["model"], name, result["seed"], values=where)
     leave, now = (*_DERIVED, *_ELSEWHERE), record.config_values(fresh)
     changed = {k: v for k, v in values.items() if k not in leave and k in now and v != now[k]}
