@@ -211,6 +211,9 @@ def main() -> int:
     parser.add_argument("--modalities")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(FLOORS))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--epochs_alone", action="store_true", help="epochs of plain models beside their bare loops, and nothing else"
+    )
     parser.add_argument("--threads", type=int, default=1, help="as the parameter `threads` (default 1)")
     parser.add_argument("--graph_items", type=int, default=20_000, help="items of the graph benchmark; 0: without it")
     options = parser.parse_args()
@@ -231,6 +234,13 @@ def main() -> int:
         target = next((t for pattern, t in TARGETS.items() if re.fullmatch(pattern, name)), None)
         verdict = "" if target is None else f"  target <= {target}: {'met' if ratio <= target else 'MISSED'}"
         print(f"{name:44} {ratio:5.2f}{verdict}", flush=True)
+
+    if options.epochs_alone:
+        for model in options.models:
+            plain, splits = trainer_of(model, options.dataset, values)
+            own = functools.partial(plain._train_epoch, splits.train, 0)
+            compare("epoch", {"bare loop": FLOORS[model](splits, plain.model), model: own}, options.rounds)
+        return 0
 
     for model in options.models:
         names = [model, f"{model}+MRdIB (paper)"] if registry.is_multimodal(model) else [model]
