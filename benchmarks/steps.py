@@ -53,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path")
+    parser.add_argument("--modalities", metavar="A,B", help="default: all that the data set has")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(COMPLEXITY), metavar="A,B")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     options = parser.parse_args()
@@ -60,6 +61,8 @@ def main() -> int:
     values = {"show_progress": False, "epochs": 1000, "threads": 1}
     if options.data_path:
         values["data_path"] = options.data_path
+    if options.modalities:
+        values["modalities"] = options.modalities
     seconds: dict[str, list[float]] = {model: [] for model in dict.fromkeys(["VBPR", *options.models])}
     trainers = {model: trainer_of(model, options.dataset, values) for model in seconds}
     for n in range(options.rounds + 1):
@@ -69,8 +72,12 @@ def main() -> int:
             if n:  # the first epoch finds its memory
                 seconds[model].append((time.process_time() - started) / len(splits.train))
     step = {model: statistics.median(some) for model, some in seconds.items()}
-    rows = [[m, f"{1000 * s:.1f}", f"{s / step['VBPR']:.1f}", COMPLEXITY.get(m, "")] for m, s in step.items()]
-    print("\n".join(table(["", "ms a step", "/ VBPR", "grows with"], sorted(rows, key=lambda row: float(row[1])))))
+    steps = {model: len(splits.train) for model, (_, splits) in trainers.items()}
+    rows = [
+        [m, f"{1000 * s:.1f}", f"{s / step['VBPR']:.1f}", f"{s * steps[m]:.2f}", COMPLEXITY.get(m, "")]
+        for m, s in sorted(step.items(), key=lambda of: of[1])
+    ]
+    print("\n".join(table(["", "ms a step", "/ VBPR", "s an epoch", "grows with"], rows)))
     return 0
 
 
