@@ -35,9 +35,8 @@ def write(folder: Path, users: int = 1500, items: int = 1500, each: int = 8, tas
     """
     rng = np.random.default_rng(seed)
     x = rng.uniform(-(3**0.5), 3**0.5, items)
-    logits = taste * rng.choice([-1.0, 1.0], (users, 1)) * x + rng.gumbel(
-        size=(users, items)
-    )  # the largest are draws without replacement
+    # With Gumbel noise the largest are draws without replacement.
+    logits = taste * rng.choice([-1.0, 1.0], (users, 1)) * x + rng.gumbel(size=(users, items))
     chosen = np.argsort(-logits, axis=1)[:, :each]
     labels = [2, 2, 2, 1] + [0] * (each - 4)
     lines = [
@@ -59,8 +58,10 @@ def write(folder: Path, users: int = 1500, items: int = 1500, each: int = 8, tas
 def board(options: argparse.Namespace) -> Any:
     data = options.output / "data"
     write(data)
+    code = "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [
-        sys.executable, "-c", "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))", "leaderboard", "--models", "VBPR,BPR", "--data_path", str(data),
+        sys.executable, "-c", code, "leaderboard", "--data_path", str(data),
+        "--models", "VBPR,BPR",  # one with the features in its own score, one without any
         "--datasets", ",".join([*(f"planted-{k}" for k in USELESS), "independent"]), "--variants", VARIANTS, "--against", "noise",
         "--seeds", str(options.seeds), "--feature_norm=standard", "--learning_rate=0.005", f"--epochs={options.epochs}",
         "--stopping_step=10", "--columns", METRIC, "--runs", str(options.output / "runs"), "--output", str(options.output / "board"),

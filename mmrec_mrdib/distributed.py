@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmrec_mrdib import process
-from mmrec_mrdib.errors import ConfigError, NonFiniteLossError, ProcessError
+from mmrec_mrdib.errors import ConfigError, NonFiniteLossError, ProcessError, first_line
 
 MODELS = ("VBPR", "LightGCN", "FREEDOM")  # whose losses were checked
 TIMEOUT = timedelta(minutes=10)  # of waiting for another rank, which may be writing a checkpoint
@@ -95,12 +95,8 @@ def _clearly() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessError(
             "lost the other processes of this training: one of them has ended, and its own message says why, or gave no answer for "
-            f"{TIMEOUT.total_seconds():.0f} s; the same command with --resume goes on from what is saved ({_first_line(error)})"
+            f"{TIMEOUT.total_seconds():.0f} s; the same command with --resume goes on from what is saved ({first_line(error)[:200]})"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass

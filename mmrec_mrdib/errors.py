@@ -83,6 +83,11 @@ def without(path: object, error: MRdIBError) -> str:
     return str(error).removeprefix(str(path)).removeprefix(": ").removeprefix(", ")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def listed(values: Iterable[object], limit: int = 5) -> str:
     """'a, b, c and 7 more': enough of a long list to find the culprit."""
     texts = [str(v) for v in values]

@@ -24,10 +24,8 @@ logger = logging.getLogger(__name__)
 RECBOLE_ONLY = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 MIN_USERS = 32  # at a time, however many items there are: fewer would read all items for next to nothing
 PAIRS = 2048  # scored at a time by models without full ranking: ConvNCF takes 200 kB for each
-AUTO = (
-    1 << 20,
-    1 << 28,
-)  # scores at a time: a CPU's caches gain nothing beyond the first, a GPU's launches nothing beyond the second
+# Scores at a time: a CPU's caches gain nothing beyond the first, a GPU's launches nothing beyond the second.
+AUTO = 1 << 20, 1 << 28
 BYTES_A_SCORE = 16  # the score, a product it is added to, whether it is relevant, and what top-k needs
 PER_USER = ("recall", "ndcg", "precision", "map", "hit", "mrr")
 

@@ -71,7 +71,8 @@ def test_a_folder_of_mmrec_as_it_is_published(tmp_path, rng):
     assert [len(p) for p in data.build()] == [9, 4, 4] and sorted(data.features) == ["image", "text"]
     assert data.unread == {}
     (folder / "graph_feat.pt").write_bytes(b"\x80\x04")  # by its name these are features
-    assert list(load(tmp_path, "baby").unread) == ["graph_feat.pt"]
+    np.save(folder / "knowledge_graph.npy", np.ones((5, 3)))  # and these may be
+    assert sorted(load(tmp_path, "baby").unread) == ["graph_feat.pt", "knowledge_graph.npy"]
 
 
 MRLIB = [(u, i, label) for u in range(4) for i, label in ((3, 0), (0, 0), (u % 2 + 4, 1), (2, 2))] + [(3, 4, 0)]

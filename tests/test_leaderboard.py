@@ -675,7 +675,9 @@ def test_killed_in_the_middle_nothing_is_lost(data, tmp_path, monkeypatch):
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", code, *given], cwd=ROOT, **quiet)
     runs = tmp_path / "runs"
-    while not list(runs.glob("*/last.pt")) and process.poll() is None:  # until something is being trained
+    for _ in range(1200):  # until something is being trained, or a minute
+        if list(runs.glob("*/last.pt")) or process.poll() is not None:
+            break
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)

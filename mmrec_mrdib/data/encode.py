@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmrec_mrdib import paths
 from mmrec_mrdib.data import text
-from mmrec_mrdib.errors import ConfigError, DataError, listed
+from mmrec_mrdib.errors import ConfigError, DataError, first_line, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SOUNDS = (".wav",)
@@ -182,7 +182,7 @@ def _package(name: str, extra: str) -> Any:
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision built for another PyTorch
         raise ConfigError(
             f"this encoder needs {name}, made for the PyTorch that is installed: pip install 'mmrec-mrdib[{extra}]' "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -202,7 +202,7 @@ def text_encoder(name: str, device: str, half: bool) -> Encoder:
             where, device=device, local_files_only=Path(where).is_dir(), model_kwargs={"use_safetensors": True}
         )
     except Exception as error:  # whatever a library raises for a model that is not there
-        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({first_line(error)})") from error
     if half:
         model = model.half()
 
@@ -262,7 +262,7 @@ def image_encoder(name: str, device: str, half: bool) -> Encoder:
             with pil.open(path) as image:
                 return transform(image.convert("RGB"))
         except (OSError, ValueError, pil.DecompressionBombError) as error:
-            raise DataError(f"{path}: not a picture ({_first_line(error)}); replace it or remove it") from error
+            raise DataError(f"{path}: not a picture ({first_line(error)}); replace it or remove it") from error
 
     def encode(batch: Sequence[Path]) -> np.ndarray:
         pixels = torch.stack([picture(path) for path in batch]).to(device)
@@ -284,7 +284,7 @@ def _torchvision(name: str, rest: str) -> tuple[Any, Any]:
         if weights:
             model.load_state_dict(_package("safetensors.torch", "image").load_file(weights))
     except Exception as error:
-        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({first_line(error)})") from error
     last = next((n for n in ("fc", "classifier", "heads", "head") if hasattr(model, n)), None)
     if last is None:
         raise ConfigError(f"--encoder={name}: its last layer is not known; choose another model, or one of timm's")
@@ -303,7 +303,7 @@ def _timm(name: str, model_name: str) -> tuple[Any, Any]:
         model = library.create_model(model_name, pretrained=True, num_classes=0)
         transform = library.data.create_transform(**library.data.resolve_model_data_config(model))
     except Exception as error:
-        raise ConfigError(f"--encoder={name}: cannot be loaded ({_first_line(error)})") from error
+        raise ConfigError(f"--encoder={name}: cannot be loaded ({first_line(error)})") from error
     return model, transform
 
 
@@ -335,7 +335,7 @@ def samples(path: Path) -> np.ndarray:
                 raise ValueError(f"{rate} samples a second")
     except Exception as error:  # a broken header ends in anything
         raise DataError(
-            f"{path}: not a whole WAV file of plain samples ({_first_line(error)}); make one: ffmpeg -i FILE {path.stem}.wav"
+            f"{path}: not a whole WAV file of plain samples ({first_line(error)}); make one: ffmpeg -i FILE {path.stem}.wav"
         ) from error
     if x.dtype.kind == "u":
         x = (x.astype(np.float32) - 128) / 128
@@ -377,10 +377,6 @@ def mel_bands() -> np.ndarray:
     rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     return np.maximum(np.minimum(rise, fall), 0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # Writing.

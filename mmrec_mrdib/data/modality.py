@@ -77,9 +77,8 @@ def find(folder: Path, overrides: dict[str, tuple[str, str | None]]) -> dict[str
 
 
 _NAMED = re.compile(r"(?:(.+)[_.-])?(?:feats?|features?|embs?|embeddings?)", re.IGNORECASE)
-_GRAPH = re.compile(
-    r"(?:.*_)?(?:adj|graph)(?:_.*)?|mm_adj.*", re.IGNORECASE
-)  # MMRec's neighbours and caches, made anew here
+# MMRec's neighbours and caches, made anew here. Not every graph: knowledge_graph.npy may be somebody's features.
+_GRAPH = re.compile(r"(?:user|item)_graph(?:_.*)?|(?:.*_)?adj(?:_.*)?", re.IGNORECASE)
 _ARRAYS = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".mat", ".safetensors")
 _MENDS = {
     ".npz": "np.save('{new}', np.load('{old}')[KEY])",

@@ -120,10 +120,8 @@ def prepare(config: Config, dataset: MultimodalDataset | None = None, ranks: Ran
 
     history = EvaluationSettings.from_config(config).eval_mask == "history"
     train_pairs, valid_pairs, test_pairs = (pairs(p) for p in parts)
-    scores = int(
-        ranks.of_first({"scores": scores_in_memory(config["eval_batch_size"], device)})["scores"]
-    )  # alike on all
-    size = (dataset.user_num, dataset.item_num, scores)
+    scores = ranks.of_first({"": scores_in_memory(config["eval_batch_size"], device)})[""]  # alike on all
+    size = (dataset.user_num, dataset.item_num, int(scores))
     masks = [train_pairs, valid_pairs] if history else [train_pairs]
     valid = RankingSplit("valid", *valid_pairs, [train_pairs], *size, ranks=ranks.size)
     test = RankingSplit("test", *test_pairs, masks, *size, ranks=ranks.size)

@@ -29,7 +29,7 @@ import yaml
 from mmrec_mrdib import process, registry
 from mmrec_mrdib.compat import plain
 from mmrec_mrdib.config import Config
-from mmrec_mrdib.errors import ConfigError, MRdIBError, NonFiniteLossError, listed
+from mmrec_mrdib.errors import ConfigError, MRdIBError, NonFiniteLossError, first_line, listed
 from mmrec_mrdib.experiment import record
 from mmrec_mrdib.experiment.run import best_on_valid, build, make_config, prepare
 from mmrec_mrdib.experiment.tables import csv_cell
@@ -360,7 +360,7 @@ def _open(library: Any, url: str, name: str, bigger: bool, trials: int, pruning:
             if attempts_left and late:
                 time.sleep(0.5)
                 continue
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"--storage={url}: cannot be opened ({reason}); expected an SQLAlchemy URL such as sqlite:///optuna.db or "
                 "postgresql+psycopg://user:password@host/database"

@@ -18,7 +18,7 @@ import pandas as pd
 from mmrec_mrdib.data import text
 from mmrec_mrdib.data.prepare import Collector, Features
 from mmrec_mrdib.data.text import BadLines
-from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, listed
+from mmrec_mrdib.errors import ConfigError, DataError, did_you_mean, first_line, listed
 
 _ROWS = 200_000  # rows in memory at a time
 _QUOTES = "; if quotes are part of the cells, say --quoting=none"
@@ -109,8 +109,7 @@ def chunks(path: Path, how: Csv, bad: BadLines, wanted: str = "") -> Iterator[Ch
             f"--encoding={how.encoding}: no such encoding; known are utf-8, latin-1, cp1252, utf-16, ..."
         ) from error
     except (OSError, ValueError, EOFError, csv.Error) as error:  # pyarrow's errors are ValueErrors
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: cannot be read as a table ({first})") from error
+        raise DataError(f"{path}: cannot be read as a table ({first_line(error)})") from error
 
 
 def _open(path: Path, encoding: str) -> IO[str]:
