@@ -363,6 +363,12 @@ def test_both_paths_agree_in_value_and_gradient(edges, reduce):
     torch.testing.assert_close(results[0], results[1])
 
 
+def test_a_build_for_the_cpu_alone_is_left_alone_elsewhere(monkeypatch):
+    monkeypatch.setattr(segments, "torch_scatter", object())  # as torch-scatter is without CUDA: whatever is asked of it fails
+    out = graphs.segment_reduce(torch.ones(2, 3, device="meta"), torch.tensor([0, 1], device="meta"), 4, "sum")
+    assert out.shape == (4, 3)
+
+
 def test_softmax_sums_to_one_and_survives_large_scores(edges):
     values, index = edges
     weights = graphs.segment_softmax(values * 1000, index, 14)

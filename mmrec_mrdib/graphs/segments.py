@@ -1,4 +1,4 @@
-"""Reductions over segments of rows, by torch-scatter where it is installed."""
+"""Reductions over segments of rows, by torch-scatter where it is installed and was built for the device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ def segment_reduce(values: Tensor, index: Tensor, size: int, reduce: str) -> Ten
     """
     if reduce not in ("sum", "mean", "max", "min"):
         raise ValueError(f"reduce={reduce!r}: expected sum, mean, max or min")
-    if torch_scatter is not None:
+    if _scatter_runs_on(values.device):
         return torch_scatter.scatter(values, index, dim=0, dim_size=size, reduce=reduce)
     return _native_reduce(values, index, size, reduce)
+
+
+def _scatter_runs_on(device: torch.device) -> bool:
+    """A torch-scatter that was built without CUDA, as on a machine without a card, has kernels for the CPU alone."""
+    if torch_scatter is None:
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and torch.ops.torch_scatter.cuda_version() != -1)
 
 
 def _native_reduce(values: Tensor, index: Tensor, size: int, reduce: str) -> Tensor:
