@@ -55,6 +55,7 @@ def test_run_folder(fit):
     read = load_result(folder)
     assert read["versions"]["mmrec-mrdib"] == __version__ and read["code"] == [record.code(read["versions"])]
     assert read["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert read["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     assert read["peak_memory_mb"] > 50 and read["seconds_per_epoch"] > 0 and read["eval_mask"] == "train"
     assert [e["epoch"] for e in read["epochs"]] == list(range(6))
     assert {"bpr", "l2", "rate", "redundant", "unique"} == set(read["epochs"][0]["losses"])

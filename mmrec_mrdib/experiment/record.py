@@ -208,10 +208,22 @@ def write_per_user(path: Path, tokens: np.ndarray, per_user: Mapping[str, np.nda
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak, where the system allows it (Linux)."""
     process.release()  # what an earlier run of this process has freed
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """'device' of a result, 'cpu' or a GPU by its name, and of a GPU the peak of the memory of its tensors, in MB."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "peak_gpu_memory_mb": torch.cuda.max_memory_allocated(device) / 1024**2,
+    }
 
 
 def peak_memory_mb() -> float:

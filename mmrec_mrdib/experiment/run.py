@@ -406,6 +406,7 @@ def _finish(
         "eval_seconds": test_seconds,
         "total_seconds": time.perf_counter() - started,
         "peak_memory_mb": record.peak_memory_mb(),
+        **record.hardware(config["device"]),
         "parameters": 0 if trainer.one_pass else sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "data": {
             "fingerprint": fingerprint,
