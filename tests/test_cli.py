@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mmrec_mrdib import cli
+from mmrec_mrdib import __version__, cli
 from mmrec_mrdib.cli.parameters import joined, parameters
 from mmrec_mrdib.errors import ConfigError
 from tests.conftest import ROOT
@@ -104,6 +104,12 @@ def test_help_needs_no_pytorch():
     )
     assert out.returncode == 0, out.stderr
     assert "--compare" in out.stdout and "examples:" in out.stdout
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "mmrec_mrdib", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"mmrec-mrdib {__version__}\n"
+    assert subprocess.run([sys.executable, "-m", "mmrec_mrdib", "nothing"], capture_output=True).returncode == 2
 
 
 def test_parameters_in_both_forms():
