@@ -107,7 +107,9 @@ def test_help_needs_no_pytorch():
 
 
 def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "mmrec_mrdib", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmrec_mrdib", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"mmrec-mrdib {__version__}\n"
     assert subprocess.run([sys.executable, "-m", "mmrec_mrdib", "nothing"], capture_output=True).returncode == 2
 
