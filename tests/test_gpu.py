@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from mmrec_mrdib.evaluation import scores_in_memory
 from mmrec_mrdib.experiment import export
 from mmrec_mrdib.experiment.record import load_checkpoint
 from mmrec_mrdib.experiment.run import is_staged, make_config, prepare, train
-from mmrec_mrdib.graphs import segment_reduce, segments
+from mmrec_mrdib.graphs import Edges, Pattern, segment_reduce, segments
 from mmrec_mrdib.testing.toy import write_mmrec
 from mmrec_mrdib.trainer import MRdIBTrainer
 from tests.conftest import ROOT
@@ -52,7 +53,7 @@ class DrawnByTheHost(TorchDispatchMode):
             return func(*args, **kwargs)
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type == "cuda":
-            key = (id(generator), generator.initial_seed())
+            key = (generator._cdata, generator.initial_seed())  # an operation sees another object of Python's
             kwargs["generator"] = self.streams.setdefault(key, torch.Generator().manual_seed(key[1]))
         device = torch.device("cuda") if kwargs.get("device") is not None else None
         if device is not None:
@@ -63,7 +64,7 @@ class DrawnByTheHost(TorchDispatchMode):
             device = next((a.device for a in args if isinstance(a, torch.Tensor)), torch.device("cpu"))
         if func._schema.name.endswith("_"):
             return args[0].copy_(out)
-        return out.to(device)
+        return tuple(x.to(device) for x in out) if isinstance(out, tuple) else out.to(device)
 
 
 def built(name: str, device: str, data: Path, **values: Any) -> tuple[MRdIBTrainer, Any]:
@@ -108,7 +109,7 @@ def test_losses_gradients_and_rankings_are_those_of_the_host(name: str, data: Pa
             else:
                 trainer._train_epoch(parts.train, 0)
             ranking = trainer.rank(parts.valid).means
-        found.append((float(loss), grads, ranking))
+        found.append((float(loss.detach()), grads, ranking))
     (loss, grads, ranking), (there, theirs, ranked) = found
     assert math.isfinite(there) and there == pytest.approx(loss, rel=1e-4, abs=1e-6)
     assert grads.keys() == theirs.keys()
@@ -178,6 +179,23 @@ def test_blocks_of_the_evaluation_by_the_memory_of_the_card() -> None:
     assert scores_in_memory("auto", torch.device("cuda", torch.cuda.current_device())) > 1 << 20
 
 
+def test_values_at_the_places_of_a_pattern(data: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = (
+        torch.randint(0, 300, (2000,), generator=generator),
+        torch.randint(0, 200, (2000,), generator=generator),
+    )
+    pattern = Pattern(Edges(rows, cols, torch.ones(2000), (300, 200)))
+    a, b = torch.randn(300, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    truth = (a.double()[pattern.rows] * b.double()[pattern.cols]).sum(1)
+    on_card = pattern.cuda().dots(a.cuda(), b.cuda()).cpu().double()
+    torch.testing.assert_close(on_card, truth, rtol=1e-5, atol=1e-5)
+    x = torch.randn(200, 64, generator=generator)
+    matrix = torch.zeros(300, 200, dtype=torch.double).index_put((pattern.rows.cpu(), pattern.cols.cpu()), truth)
+    product = pattern.product(truth.float().cuda(), x.cuda()).cpu().double()
+    torch.testing.assert_close(product, matrix @ x.double(), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
 def test_segments(reduce: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -224,7 +242,10 @@ def test_what_processes_exchange_passes_nccl(
     """NCCL refuses tensors of the host, and a second process on one card: a group of one that acts as if it were several."""
     values = {"data_path": str(data), **SETTINGS, "epochs": 3, "device": "cuda", "train_batch_size": 64}
     alone = train(model, "toy", 1, values=values, runs=tmp_path / "alone")
-    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 29471}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("mmrec_mrdib.process.several", lambda: True)
