@@ -66,8 +66,8 @@ class Pattern(nn.Module):
         at given places are less exact than float32, and gathering, in pieces, costs little."""
         if a.device.type == "cuda":
             piece = max(1, PIECE // a.shape[1])
-            places = zip(self.rows.split(piece), self.cols.split(piece), strict=True)
-            return torch.cat([(gather_rows(a, r) * gather_rows(b, c)).sum(1) for r, c in places])
+            pieces = zip(self.rows.split(piece), self.cols.split(piece), strict=True)
+            return torch.cat([(gather_rows(a, rows) * gather_rows(b, cols)).sum(1) for rows, cols in pieces])
         places = self._csr(torch.zeros(len(self), device=a.device), False)
         return torch.sparse.sampled_addmm(places, a.contiguous(), b.contiguous().T, beta=0).values()
 
