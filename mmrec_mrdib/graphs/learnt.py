@@ -72,8 +72,8 @@ class Pattern(nn.Module):
         return torch.sparse.sampled_addmm(places, a.contiguous(), b.contiguous().T, beta=0).values()
 
     def _csr(self, values: Tensor, transposed: bool) -> Tensor:
-        if not transposed:
-            return torch.sparse_csr_tensor(self.crow, self.cols, values, self.shape, check_invariants=False)
+        if not transposed:  # cuSPARSE reads the values one after another, whatever their stride is
+            return torch.sparse_csr_tensor(self.crow, self.cols, values.contiguous(), self.shape, check_invariants=False)
         values, shape = values.index_select(0, self.order), self.shape[::-1]
         return torch.sparse_csr_tensor(self.t_crow, self.t_cols, values, shape, check_invariants=False)
 
