@@ -11,9 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from mmrec_mrdib.graphs.edges import Edges
 from mmrec_mrdib.graphs.segments import segment_softmax
-from mmrec_mrdib.graphs.sparse import full_precision, gather_rows
-
-PIECE = 1 << 26  # numbers gathered at a time
+from mmrec_mrdib.graphs.sparse import full_precision
 
 
 class Pattern(nn.Module):
@@ -62,18 +60,15 @@ class Pattern(nn.Module):
         return self._csr(values, transposed) @ x
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """`dots` without a gradient. On a CPU gathering the rows would take eight times as long, and E d numbers; on a GPU cuSPARSE's products
-        at given places are less exact than float32, and gathering, in pieces, costs little."""
-        if a.device.type == "cuda":
-            piece = max(1, PIECE // a.shape[1])
-            pieces = zip(self.rows.split(piece), self.cols.split(piece), strict=True)
-            return torch.cat([(gather_rows(a, rows) * gather_rows(b, cols)).sum(1) for rows, cols in pieces])
+        """`dots` without a gradient. Gathering the rows would take eight times as long, and E d numbers."""
         places = self._csr(torch.zeros(len(self), device=a.device), False)
         return torch.sparse.sampled_addmm(places, a.contiguous(), b.contiguous().T, beta=0).values()
 
     def _csr(self, values: Tensor, transposed: bool) -> Tensor:
         if not transposed:  # cuSPARSE reads the values one after another, whatever their stride is
-            return torch.sparse_csr_tensor(self.crow, self.cols, values.contiguous(), self.shape, check_invariants=False)
+            return torch.sparse_csr_tensor(
+                self.crow, self.cols, values.contiguous(), self.shape, check_invariants=False
+            )
         values, shape = values.index_select(0, self.order), self.shape[::-1]
         return torch.sparse_csr_tensor(self.t_crow, self.t_cols, values, shape, check_invariants=False)
 
