@@ -204,6 +204,10 @@ def field_table(options: argparse.Namespace, dataset: str) -> list[str]:
         below = outcome["model"] != "Pop" and outcome["valid"]["recall@20"] < outcome["popularity"]["recall@20"]
         return f"{outcome['test']['recall@20']:.4f}, {outcome['test']['ndcg@20']:.4f}{' (!)' if below else ''}"
 
+    def seconds(outcome: dict[str, Any]) -> str:
+        on_gpu = outcome.get("device", "cpu") != "cpu"
+        return f"{outcome['seconds_per_epoch']:.1f}{' (GPU)' if on_gpu else ''}"
+
     head = [
         "",
         "Recall@20, NDCG@20",
@@ -223,11 +227,11 @@ def field_table(options: argparse.Namespace, dataset: str) -> list[str]:
         row.append("–" if gain is None else f"{100 * gain:+.1f} %")
         one_pass = plain is not None and len(plain["epochs"]) == 1
         if plain is None or one_pass:
-            row += ["one pass" if one_pass else "–", "–" if plain is None else f"{plain['seconds_per_epoch']:.1f}"]
+            row += ["one pass" if one_pass else "–", "–" if plain is None else seconds(plain)]
         else:
-            row += [f"{len(plain['epochs'])} ({plain['best_epoch']})", f"{plain['seconds_per_epoch']:.1f}"]
+            row += [f"{len(plain['epochs'])} ({plain['best_epoch']})", seconds(plain)]
         row.append("–" if plain is None else f"{plain['peak_memory_mb']:.0f}")
-        row.append("–" if variant is None else f"{len(variant['epochs'])}, {variant['seconds_per_epoch']:.1f}")
+        row.append("–" if variant is None else f"{len(variant['epochs'])}, {seconds(variant)}")
         row += [REPORTED.get(model, "–")] * (dataset == "baby")
         lines.append(f"| {' | '.join(row)} |")
     return lines
