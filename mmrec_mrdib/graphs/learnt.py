@@ -57,7 +57,7 @@ class Pattern(nn.Module):
 
     def times(self, values: Tensor, x: Tensor, transposed: bool) -> Tensor:
         """`product` without a gradient."""
-        return self._csr(values, transposed) @ x
+        return self._csr(values, transposed) @ x.contiguous()
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """`dots` without a gradient. Gathering the rows would take eight times as long, and E d numbers."""
