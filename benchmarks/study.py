@@ -76,6 +76,7 @@ class Study:
     variants: tuple[str, ...] | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     boards: tuple[Path, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def given(self) -> Board:
         """The boards that `mmrec-mrdib leaderboard` wrote (`--boards`) as one, without what they compare with rivals; each keeps the correction of
@@ -91,6 +92,11 @@ class Study:
                     own = [c for c in board["comparisons"] if (c["dataset"], c["model"]) == key]
                     own = [{"against": "plain", "interval": None, **c} for c in own]  # version 2 knew no rivals
                     comparisons[key] = [c for c in own if c["against"] == "plain"]
+        metrics = list(self.columns) or boards[0]["metrics"]
+        if lost := [m for m in metrics if any(m not in board["metrics"] for board in boards)]:
+            raise ConfigError(
+                f"--columns={','.join(lost)}: not in every board; the first has {', '.join(boards[0]['metrics'])}"
+            )
         codes = sorted({code for board in boards for code in board["codes"]})
         most = max((board["seeds"] for board in boards), key=len)
         for row in rows.values():  # complete in a board of fewer seeds
@@ -98,8 +104,12 @@ class Study:
                 row["status"] = "incomplete"
         joined = {"rows": list(rows.values()), "comparisons": [c for found in comparisons.values() for c in found]}
         variants = [v for v in dict.fromkeys(row["variant"] for row in rows.values()) if v != "reported"]
-        ranks = mean_ranks(rows.values(), variants, [m for m in boards[0]["metrics"] if not m.startswith(tables.NEW)])
-        return boards[0] | joined | {"codes": codes, "seeds": most, "against": ["plain"], "ranks": ranks}
+        ranks = mean_ranks(rows.values(), variants, [m for m in metrics if not m.startswith(tables.NEW)])
+        return (
+            boards[0]
+            | joined
+            | {"metrics": metrics, "codes": codes, "seeds": most, "against": ["plain"], "ranks": ranks}
+        )
 
     def board(self, spec: Spec) -> tuple[Board, list[Cell]]:
         """The runs of a spec, trained as far as they are missing (or only gathered), and their board."""
@@ -293,12 +303,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
-MEASURES = ", ".join(map(tables.title, METRICS))
 NOTE = (
-    f"Test: {MEASURES}; means over seeds, gains over {{}}. Bold: significant in both tests of docs/leaderboard.md, after Holm's correction over the "
-    f"table, whichever way. {GONE}: not run, or not to be had."
+    f"Test: {', '.join(map(tables.title, METRICS))}; means over seeds, gains over {{}}. Bold: significant in both tests of docs/leaderboard.md, after "
+    f"Holm's correction over the table, whichever way. {GONE}: not run, or not to be had."
 )
-NOTE_OF_GIVEN = NOTE.replace("over the table", "over its board (one a data set, another for controls with fewer seeds)")
+
+
+def note_of_given(board: Board) -> str:
+    measures = ", ".join(map(tables.title, board["metrics"]))
+    note = NOTE.format("the plain backbone").replace(", ".join(map(tables.title, METRICS)), measures)
+    return note.replace("over the table", "over its board")
 
 
 # Parts.
@@ -309,7 +323,7 @@ def main_part(study: Study, part: Part) -> Outcome:
         board = study.given()
         for name, picture in tables.pictures(board).items():
             write_atomically(study.output / name, picture)
-        return {"board": board}, [NOTE_OF_GIVEN.format("the plain backbone"), "", *gains({"": board}, smallest="mrdib")]
+        return {"board": board}, [note_of_given(board), "", *gains({"": board}, smallest="mrdib")]
     board, _ = study.board(dataclasses.replace(study.spec(part), variants=study.variants or part.variants))
     tables.write(board, study.output / "main")
     note = (
@@ -322,7 +336,7 @@ def main_part(study: Study, part: Part) -> Outcome:
 def components_part(study: Study, part: Part) -> Outcome:
     if study.boards:
         board = study.given()
-        return {"board": board}, [NOTE_OF_GIVEN.format("the plain backbone"), "", *gains({"": board})]
+        return {"board": board}, [note_of_given(board), "", *gains({"": board})]
     board, _ = study.board(dataclasses.replace(study.spec(part), against=("mrdib",)))
     return {"board": board}, [NOTE.format("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
 
@@ -466,7 +480,11 @@ def joint_part(study: Study, part: Part) -> Outcome:
         " Epochs and seconds of training with its evaluations, means over seeds; of what is trained after its backbone, the backbone's + its own. "
         "Seconds are those of a machine that may have had other work beside."
     )
-    return {"board": board}, [note, "", *table(["data set", "model", MEASURES, "gain", "epochs", "seconds"], rows)]
+    return {"board": board}, [
+        note,
+        "",
+        *table(["data set", "model", ", ".join(map(tables.title, METRICS)), "gain", "epochs", "seconds"], rows),
+    ]
 
 
 def cost(cell: Cell, hosts: Mapping[int, Mapping[str, Any]]) -> tuple[str, str]:
@@ -548,6 +566,7 @@ def parser() -> argparse.ArgumentParser:
         help="main, components and slices from boards that 'mmrec-mrdib leaderboard' wrote, as with --tune; nothing is trained; slices "
         "are measured on those of their runs that are in RUNS",
     )  # fmt: skip
+    out.add_argument("--columns", metavar="A,B", help="of --boards: the metrics to tell (default: those of the first)")
     out.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: %(default)s)")
     out.add_argument(
         "--no_training", action="store_true", help="tables of the runs that are complete; nothing is trained"
@@ -584,6 +603,7 @@ def main(arguments: Sequence[str]) -> int:
         variants=options.variants and variants(options.variants),
         values=values,
         boards=tuple(options.boards),
+        columns=names(options.columns, "--columns") if options.columns else (),
     )
     check(study, chosen, options.docs)
     warnings_only()
@@ -634,6 +654,8 @@ def check(study: Study, chosen: Sequence[str], docs: Path | None) -> None:
     """
     if study.boards and (lost := [str(p) for p in study.boards if not p.is_file()]):
         raise ConfigError(f"--boards: no such file: {', '.join(lost)}")
+    if study.columns and not study.boards:
+        raise ConfigError("--columns is for --boards")
     if study.boards and not set(chosen) <= {"main", "components", "slices"}:
         raise ConfigError("--boards is for --parts=main, components or slices")
     folder = Path(study.data_path) if study.data_path is not None else None

@@ -1,5 +1,6 @@
 """The study's command: all parts on a toy data set, what is partly there, and new users by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -213,10 +214,10 @@ def test_boards_as_one_keep_the_row_of_most_seeds_and_say_what_is_incomplete(tmp
         compared = {"dataset": "baby", "model": f"A{variant}", "gain": mean}
         rival = compared | {"against": "content", "gain": 9}
         return {
-            "metrics": [],
+            "metrics": ["recall@5", "ndcg@5"],
             "codes": [f"code {len(seeds)}"],
             "seeds": seeds,
-            "rows": [{**row, "seeds": seeds, "mean": mean}],
+            "rows": [{**row, "seeds": seeds, "mean": {"recall@5": mean, "ndcg@5": mean}}],
             "comparisons": [rival, compared],
         }
 
@@ -224,12 +225,15 @@ def test_boards_as_one_keep_the_row_of_most_seeds_and_say_what_is_incomplete(tmp
     files = [tmp_path / f"{n}.json" for n in range(3)]
     for file, content in zip(files, boards, strict=True):
         file.write_text(json.dumps(content))
-    one = study.Study(None, tmp_path, tmp_path, 1, True, "", boards=tuple(files)).given()
-    assert [(r["model"], r["mean"], r["status"]) for r in one["rows"]] == [
+    given = study.Study(None, tmp_path, tmp_path, 1, True, "", boards=tuple(files), columns=("recall@5",))
+    one = given.given()
+    assert [(r["model"], r["mean"]["recall@5"], r["status"]) for r in one["rows"]] == [
         ("A+X", 0.2, "complete"), ("A+Y", 0.3, "incomplete"),
     ]  # fmt: skip
     assert [c["gain"] for c in one["comparisons"]] == [0.2, 0.3]
-    assert one["seeds"] == [1, 2, 3] and one["codes"] == ["code 2", "code 3"]
+    assert one["seeds"] == [1, 2, 3] and one["codes"] == ["code 2", "code 3"] and one["metrics"] == ["recall@5"]
+    with pytest.raises(ConfigError, match="--columns=map@5: not in every board; the first has recall@5, ndcg@5"):
+        dataclasses.replace(given, columns=("recall@5", "map@5")).given()
 
 
 def test_the_command_names_files_and_folders_once():
