@@ -478,7 +478,10 @@ def test_other_counts_than_expected(baby, server, tmp_path, capsys):
 
 def test_an_archive_without_a_header(server, tmp_path, monkeypatch, capsys):
     ratings = "".join(f"{u}::{i}::{1 + (u * i) % 5}::{978300000 + i}\n" for u in range(1, 5) for i in range(1, 13))
-    archive = packed("zip", [("ml-1m/ratings.dat", ratings.encode()), ("ml-1m/README", b"x")])
+    films = "".join(f"{i}::Amélie {i} (2001)::Comedy|Romance\n" for i in range(1, 15)).encode("latin-1")
+    archive = packed(
+        "zip", [("ml-1m/ratings.dat", ratings.encode()), ("ml-1m/movies.dat", films), ("ml-1m/README", b"x")]
+    )
     server.files["ml-1m.zip"] = (archive, {})
     small = fetch.source("ml-1m").model_copy(update={"expected": fetch.Counts(users=4, items=12, interactions=48)})
     monkeypatch.setattr(fetch, "sources", lambda path=None: {"ml-1m": small})
@@ -493,11 +496,14 @@ def test_an_archive_without_a_header(server, tmp_path, monkeypatch, capsys):
     items = (tmp_path / "ml-1m" / "items.txt").read_text().split()
     assert sorted(frame["rating"].unique()) == [1, 2, 3, 4, 5] and frame["timestamp"].min() == 978300001
     np.testing.assert_array_equal(np.load(tmp_path / "ml-1m" / "text_feat.npy")[:, 0], [int(i) for i in items])
+    texts = [json.loads(line) for line in (tmp_path / "ml-1m" / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [t["id"] for t in texts] == items and texts[0]["title"] == f"Amélie {items[0]} (2001)"
     (raw / "image.csv").write_text((raw / "text.csv").read_text())
     assert get(*where) == 0
     assert f"{raw / 'image.csv'}: not in {tmp_path / 'ml-1m'}, which was made before" in capsys.readouterr().out
     # Another archive, accepted by hand: what the first one held is gone.
-    other = packed("zip", [("ml-1m/ratings.dat", ratings.replace("978300", "978400").encode())])
+    later = ratings.replace("978300", "978400").encode()
+    other = packed("zip", [("ml-1m/ratings.dat", later), ("ml-1m/movies.dat", films)])
     (raw / "ml-1m.zip").write_bytes(other)
     (raw / "checksums.json").unlink()
     data_cli.shutil.rmtree(tmp_path / "ml-1m")

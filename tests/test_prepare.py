@@ -522,6 +522,53 @@ def test_features_that_repeat_an_item(clinic, capsys):
     assert "none of their ids is an item's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_texts(clinic, capsys, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra 'parquet')")
+    table = pd.DataFrame(
+        {
+            "drug": [107, 5, 100, 102],
+            "name": ["red  and\n blue", "of no item", "café", None],
+            "class": [1, 2, None, None],
+        }
+    )
+    table = table.astype({"class": "Int64"})
+    table.to_csv(clinic / "t.csv", index=False) if kind == "csv" else table.to_parquet(clinic / "t.parquet")
+    assert run("csv", *columns(clinic), "--texts", clinic / f"t.{kind}", "--output", clinic / "out") == 0
+    assert "items.jsonl: name, class of 2 of 8 items" in capsys.readouterr().out
+    found = [json.loads(line) for line in (clinic / "out" / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found[0] == {"id": "100", "name": "café"} and found[7] == {"id": "107", "name": "red and blue", "class": "1"}
+    assert found[1:7] == [{"id": str(n)} for n in range(101, 107)]
+    assert (
+        cli.main(
+            ["data", "encode", str(clinic / "out"), "--text", "name,class", "--encoder", "tfidf-svd", "--dims", "1"]
+        )
+        == 0
+    )
+    assert np.load(clinic / "out" / "text_feat.npy").shape == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ("drug,name\n100,a\n100,b\n", [], "line 3: id '100' stands in another line already"),
+        ("drug,name\n7,a\n", [], "no text of any of the 8 items, by column 'drug'"),
+        ("drug,name\n100,\n", [], "no text of any of the 8 items"),
+        ("drug,id\n100,a\n", [], "a column 'id' beside 'drug'"),
+        ("name\nx\n", [], "no such column"),
+        ("100::a\n", ["--text-names", "drug"], "no text of any of the 8 items"),
+        (None, ["--text-names", "drug,name"], "--text-names needs --texts"),
+    ],
+)
+def test_texts_that_are_refused(clinic, capsys, content, more, message):
+    if content is not None:
+        (clinic / "t.csv").write_text(content)
+        more = [*more, "--texts", clinic / "t.csv"]
+    assert run("csv", *columns(clinic), *more, "--output", clinic / "out") == 2
+    assert message in capsys.readouterr().err and not (clinic / "out").exists()
+
+
 # MMRec and RecBole.
 
 

@@ -252,7 +252,7 @@ def _csv_parser(sources: Any, raw: Any) -> None:
     csv = sources.add_parser(
         "csv",
         help="any table, CSV or Parquet, by the names of its columns",
-        description="A table of interactions and tables of features (CSV or Parquet) as an MMRec folder.",
+        description="A table of interactions and tables of features and texts (CSV or Parquet) as an MMRec folder.",
         epilog="example:\n  mmrec-mrdib data prepare csv --interactions visits.csv --user patient --item drug --time date \\\n"
         "      --features text=drug_texts.csv --features image=drug_images.parquet --output datasets/clinic",
         formatter_class=raw,
@@ -284,7 +284,17 @@ def _csv_parser(sources: Any, raw: Any) -> None:
         metavar="NAME=FILE",
         help="a modality: one row an item, all columns numbers",
     )
-    csv.add_argument("--feature-id", metavar="COLUMN", help="item ids in the feature files (default: as --item)")
+    csv.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="one row an item, all columns texts: to items.jsonl, for `data encode --text`",
+    )
+    csv.add_argument("--text-names", metavar="COLUMN,...", help="of the texts' columns, where the file has no header")
+    csv.add_argument("--text-separator", metavar="SEPARATOR", help="of the texts (default: found as that of features)")
+    csv.add_argument(
+        "--feature-id", metavar="COLUMN", help="item ids in the files of features and texts (default: as --item)"
+    )
     _common(csv)
     _max_bad(csv)
     csv.set_defaults(run=_csv)
@@ -500,6 +510,9 @@ def _csv(options: argparse.Namespace) -> int:
         files[name] = Path(file)
     if options.min_rating is not None and options.rating is None:
         raise ConfigError("--min-rating needs --rating, the column it is held against")
+    for option in ("text_names", "text_separator"):
+        if getattr(options, option) is not None and options.texts is None:
+            raise ConfigError(f"--{option.replace('_', '-')} needs --texts, the file that it is about")
     collector = prepare.Collector()
     columns = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
     csv = tables.Csv(options.separator, options.quoting, options.encoding or "utf-8")
@@ -520,16 +533,24 @@ def _csv(options: argparse.Namespace) -> int:
         )
         extra.append(prepare.feature_writer(name, features, items))
         notes.append(_lacking(name, sum(t in features.row_of for t in items), len(items)))
+    if options.texts is not None:
+        how_texts = dataclasses.replace(
+            csv, separator=options.text_separator, names=_names(options.text_names, "--text-names")
+        )
+        texts = tables.read_texts(options.texts, options.feature_id or options.item, items, how_texts)
+        extra.append(prepare.text_writer(texts))
+        fields = dict.fromkeys(k for record in texts for k in record if k != "id")
+        notes.append(f"items.jsonl: {', '.join(fields)} of {sum(len(r) > 1 for r in texts)} of {len(items)} items")
     prepare.write_mmrec(options.output, table, labels, _settings(options) | fallen, extra)
     return _done(options.output, len(collector), skipped, table, labels, notes)
 
 
-def _names(given: str | None) -> tuple[str, ...] | None:
+def _names(given: str | None, option: str = "--names") -> tuple[str, ...] | None:
     if given is None:
         return None
     names = tuple(n.strip() for n in given.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise ConfigError(f"--names={given}: expected the names of all columns, each once, with commas between them")
+        raise ConfigError(f"{option}={given}: expected the names of all columns, each once, with commas between them")
     return names
 
 

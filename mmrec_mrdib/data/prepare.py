@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -290,6 +290,16 @@ def check_target(target: Path) -> None:
     there = next(p for p in target.absolute().parents if p.exists())
     if not there.is_dir():
         raise ConfigError(f"--output={target}: {there} is not a folder")
+
+
+def text_writer(texts: Iterable[Mapping[str, str]]) -> Callable[[Path], None]:
+    """Writes items.jsonl, an object a line: 'id' and the fields of each item, in the items' order."""
+
+    def write(folder: Path) -> None:
+        lines = (json.dumps(fields, ensure_ascii=False) + "\n" for fields in texts)
+        (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    return write
 
 
 def feature_writer(name: str, features: Features, items: Sequence[str]) -> Callable[[Path], None]:

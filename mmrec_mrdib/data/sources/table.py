@@ -1,4 +1,4 @@
-"""Any table, CSV or Parquet: interactions by the names of their columns, and features, one row an item.
+"""Any table, CSV or Parquet: interactions by the names of their columns, and features and texts, one row an item.
 
 Of CSV every cell is text as it stands in the file: ids are not stripped, 'NA' is an id, and '007' is not 7.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -308,12 +308,52 @@ def read_features(path: Path, id_column: str, how: Csv = Csv()) -> Features:
                     f"{path}, line {frame.index[row]}, column {name}: {cells.iloc[row]!r} is not a finite number"
                 )
             values[:, n] = column
-        for n, token in enumerate(ids):
-            if not good[n] or token in row_of:
-                what = f"id '{token}' stands in another line already" if good[n] else f"no id: {token!r}"
-                raise DataError(f"{path}, line {frame.index[n]}: {what}; expected one row an item")
-            row_of[token] = len(row_of)
+        _number(row_of, ids, good, frame, path)
         parts.append(values)
     if not row_of:
         raise DataError(f"{path}: no rows")
     return Features(np.concatenate(parts), row_of)
+
+
+def read_texts(path: Path, id_column: str, items: Sequence[str], how: Csv = Csv()) -> list[dict[str, str]]:
+    """Texts from a table: the id column names the item, every other column is a field. White space within a text is one space.
+
+    Returns:
+        an object an item, in the order of `items`: 'id', and the fields that are not empty.
+
+    Raises:
+        ConfigError: no such id column.
+        DataError: an id that occurs twice; another column called 'id'; no text of any item.
+    """
+    out = {token: {"id": token} for token in items}
+    row_of: dict[str, int] = {}
+    for frame, _ in chunks(path, how, BadLines(path, None), id_column):
+        ids, good = read_ids(_column(frame, id_column, "--feature-id", path))
+        _number(row_of, ids, good, frame, path)
+        fields = frame.drop(columns=[id_column])
+        if "id" in fields:
+            raise DataError(
+                f"{path}: a column 'id' beside '{id_column}', and 'id' is the item's in items.jsonl; rename it"
+            )
+        wanted = np.flatnonzero([token in out for token in ids])
+        for name in fields.columns:
+            column = fields[name]
+            for n in wanted[column.notna().to_numpy()[wanted]]:
+                if words := " ".join(_text(column.iloc[n]).split()):
+                    out[ids[n]][str(name)] = words
+    if not any(len(fields) > 1 for fields in out.values()):
+        raise DataError(f"{path}: no text of any of the {len(out)} items, by column '{id_column}'")
+    return list(out.values())
+
+
+def _number(row_of: dict[str, int], ids: np.ndarray, good: np.ndarray, frame: pd.DataFrame, path: Path) -> None:
+    """Add the items of a piece of a table that has one row an item.
+
+    Raises:
+        DataError: it has two, or a row without.
+    """
+    for n, token in enumerate(ids):
+        if not good[n] or token in row_of:
+            what = f"id '{token}' stands in another line already" if good[n] else f"no id: {token!r}"
+            raise DataError(f"{path}, line {frame.index[n]}: {what}; expected one row an item")
+        row_of[token] = len(row_of)
