@@ -1,12 +1,18 @@
 """Users that a model was never trained on: a data set without some of its users, and how well their histories alone rank for them.
 
-Read by `python -m benchmarks.study --parts new`.
+Read by `python -m benchmarks.study --parts new`. By itself, users of a few ratings: `python -m benchmarks.new_users` holds a tenth of the users out,
+trains without them, and tells what is found for them by five of their training items, by all, and by popularity. Parameters of the training are
+given as --key=value.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
+import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +21,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mmrec_mrdib.cli import parameters
 from mmrec_mrdib.data import builtin, modality
-from mmrec_mrdib.errors import DataError
+from mmrec_mrdib.errors import ConfigError, DataError, MRdIBError
 from mmrec_mrdib.evaluation import Popularity, RankingSplit, rank
+from mmrec_mrdib.experiment import export
 from mmrec_mrdib.experiment.export import Trained
-from mmrec_mrdib.experiment.run import Splits
+from mmrec_mrdib.experiment.run import Splits, make_config, prepare, train
 from mmrec_mrdib.graphs import Edges
 from mmrec_mrdib.mrdib.history import Histories
 from mmrec_mrdib.paths import write_atomically
 
 METRICS, KS = ("recall", "ndcg"), (5, 20)
+HELD_OUT = 0.1  # of the users
 
 
 def without(config: Any, share: float, target: Path) -> Path:
@@ -78,12 +87,13 @@ class ByHistory:
 
 
 @torch.no_grad()
-def judge(trained: Trained, whole: Splits) -> dict[str, Any]:
+def judge(trained: Trained, whole: Splits, most: int | None = None) -> dict[str, Any]:
     """How well the test items of users that were held out are ranked by their training items.
 
     Args:
         trained: trained without them.
         whole: splits of the data set with them.
+        most: how many of these items, the first of each user, are known; none of the others is ranked either.
 
     Returns:
         'users', 'interactions', 'unknown' (test interactions with items that nobody else has, which no model can rank; left out), 'histories'
@@ -110,8 +120,62 @@ def judge(trained: Trained, whole: Splits) -> dict[str, Any]:
     masks = [train, valid] if trained.result["eval_mask"] == "history" else [train]
     in_memory = trained.result["config"]["eval_batch_size"]
     split = RankingSplit("new users", *test, masks, n_users, n_items, in_memory)
+    if most is not None:
+        train = some(train, _nth(train[0]) < most)
     histories = Histories(Edges(*train, torch.ones(len(train[0]), device=device), (n_users, n_items))).to(device)
     popular = trained.splits.parts[0].inter_feat[iid].to(device)
     scorers = {"histories": ByHistory(trained.model, histories), "popularity": Popularity(popular, n_items, uid)}
     counts = {"users": len(split.users), "interactions": len(test[0]), "unknown": unknown}
     return counts | {name: rank(scorer, split, METRICS, KS, uid).means for name, scorer in scorers.items()}
+
+
+def _nth(users: Tensor) -> Tensor:
+    """How many entries before each one are of the same user."""
+    order = torch.argsort(users, stable=True)
+    counts = torch.bincount(users)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return torch.empty_like(users).scatter_(0, order, torch.arange(len(users), device=users.device) - starts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.new_users",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", default="VBPR+MRdIB", help="one that reads content: +MRdIB, +Content (default: %(default)s)"
+    )
+    parser.add_argument("--dataset", default="ml-100k", help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
+    parser.add_argument(
+        "--most", type=int, default=5, metavar="N", help="items known of each user (default: %(default)s)"
+    )
+    options, values = parameters.parse(parser, arguments)
+    if options.most < 1:
+        raise ConfigError(f"--most={options.most}: expected 1 or more")
+    config = make_config(options.model, options.dataset, 1, values=values)
+    held = {**values, "data_path": str(without(config, HELD_OUT, options.runs / "without-users"))}
+    logging.getLogger("mmrec_mrdib").setLevel(logging.ERROR)
+    result = train(options.model, options.dataset, 1, values=held, runs=options.runs)
+    trained, whole = export.load(Path(result["folder"]), held["data_path"]), prepare(config)
+    some, every = (judge(trained, whole, most) for most in (options.most, None))
+    metric = f"recall@{KS[-1]}"
+    found = (
+        (f"by {options.most} of their items", some["histories"]),
+        ("by all of them", every["histories"]),
+        ("popularity", every["popularity"]),
+    )
+    print(f"{every['users']} users of {options.dataset} that {options.model} was not trained on, Recall@{KS[-1]}:")
+    print(", ".join(f"{how} {means[metric]:.3f}" for how, means in found))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except MRdIBError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -208,6 +208,20 @@ def test_new_users_by_hand(folder, tmp_path):
     assert judged["users"] == len(recalls["histories"]) and judged["unknown"] == 0
 
 
+def test_new_users_of_a_few_ratings(toy, tmp_path, capsys):
+    assert new_users._nth(torch.tensor([2, 0, 2, 2, 0, 5])).tolist() == [0, 0, 1, 2, 1, 0]
+    values = ["--topk=[5,20]", "--valid_metric=Recall@5", "--embedding_size=8", "--epochs=1", "--stage_epochs=1"]
+    command = ["--dataset", "toy", f"--data_path={toy}", "--runs", str(tmp_path), *values]
+    assert new_users.main([*command, "--most", "2"]) == 0
+    few = capsys.readouterr().out
+    assert "4 users of toy that VBPR+MRdIB was not trained on" in few and "by 2 of their items 0." in few
+    assert new_users.main([*command, "--most", "999"]) == 0
+    told = capsys.readouterr().out.splitlines()[1].replace("by 999 of their items", "").split(",")
+    assert told[0].split()[-1] == told[1].split()[-1]  # all that they have
+    with pytest.raises(ConfigError, match="--most=0: expected 1 or more"):
+        new_users.main([*command, "--most", "0"])
+
+
 def test_boards_as_one_keep_the_row_of_most_seeds_and_say_what_is_incomplete(tmp_path):
     def board(variant, seeds, mean):
         row = {"dataset": "baby", "backbone": "A", "variant": variant, "model": f"A{variant}", "status": "complete"}
