@@ -58,9 +58,8 @@ def write(folder: Path, users: int = 1500, items: int = 1500, each: int = 8, tas
 def board(options: argparse.Namespace) -> Any:
     data = options.output / "data"
     write(data)
-    code = "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [
-        sys.executable, "-c", code, "leaderboard", "--data_path", str(data),
+        sys.executable, "-m", "mmrec_mrdib", "leaderboard", "--data_path", str(data),
         "--models", "VBPR,BPR",  # one with the features in its own score, one without any
         "--datasets", ",".join([*(f"planted-{k}" for k in USELESS), "independent"]), "--variants", VARIANTS, "--against", "noise",
         "--seeds", str(options.seeds), "--feature_norm=standard", "--learning_rate=0.005", f"--epochs={options.epochs}",

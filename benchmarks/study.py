@@ -47,7 +47,7 @@ VALUES = {"learning_rate": "0.005", "epochs": "60", "stopping_step": "5"}  # of 
 METRICS = ("recall@5", "recall@20", "ndcg@20")
 K = 20  # of slices
 NEW_METRICS = ("recall@20", "ndcg@20")  # of new items and users
-HELD_OUT = 0.1  # share of the items that are new, as of the users in benchmarks.new_users
+HELD_OUT = 0.1  # share of the items that are new; of the users: benchmarks.new_users
 CORRUPTIONS: dict[str, dict[str, Any]] = {
     "as they are": {},
     "noise, 0 dB": {"feature_noise": "0.0"},
@@ -303,16 +303,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
-NOTE = (
-    f"Test: {', '.join(map(tables.title, METRICS))}; means over seeds, gains over {{}}. Bold: significant in both tests of docs/leaderboard.md, after "
-    f"Holm's correction over the table, whichever way. {GONE}: not run, or not to be had."
-)
+def measures(metrics: Sequence[str] = METRICS) -> str:
+    return ", ".join(map(tables.title, metrics))
 
 
-def note_of_given(board: Board) -> str:
-    measures = ", ".join(map(tables.title, board["metrics"]))
-    note = NOTE.format("the plain backbone").replace(", ".join(map(tables.title, METRICS)), measures)
-    return note.replace("over the table", "over its board")
+def note(reference: str = "the plain backbone", corrected: str = "the table", metrics: Sequence[str] = METRICS) -> str:
+    """What the numbers and marks of a table of gains over `reference` are; `corrected`: over what tests are."""
+    return (
+        f"Test: {measures(metrics)}; means over seeds, gains over {reference}. Bold: significant in both tests of docs/leaderboard.md, after Holm's "
+        f"correction over {corrected}, whichever way. {GONE}: not run, or not to be had."
+    )
 
 
 # Parts.
@@ -323,30 +323,29 @@ def main_part(study: Study, part: Part) -> Outcome:
         board = study.given()
         for name, picture in tables.pictures(board).items():
             write_atomically(study.output / name, picture)
-        return {"board": board}, [note_of_given(board), "", *gains({"": board}, smallest="mrdib")]
+        return {"board": board}, [
+            note(corrected="its board", metrics=board["metrics"]),
+            "",
+            *gains({"": board}, smallest="mrdib"),
+        ]
     board, _ = study.board(dataclasses.replace(study.spec(part), variants=study.variants or part.variants))
     tables.write(board, study.output / "main")
-    note = (
-        NOTE.format("the plain backbone")
-        + " Smallest: the gains of +MRdIB from which on they would have been significant."
-    )
-    return {"board": board}, [note, "", *gains({"": board}, smallest="mrdib")]
+    told = note() + " Smallest: the gains of +MRdIB from which on they would have been significant."
+    return {"board": board}, [told, "", *gains({"": board}, smallest="mrdib")]
 
 
 def components_part(study: Study, part: Part) -> Outcome:
     if study.boards:
         board = study.given()
-        return {"board": board}, [note_of_given(board), "", *gains({"": board})]
+        return {"board": board}, [note(corrected="its board", metrics=board["metrics"]), "", *gains({"": board})]
     board, _ = study.board(dataclasses.replace(study.spec(part), against=("mrdib",)))
-    return {"board": board}, [NOTE.format("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
+    return {"board": board}, [note("+MRdIB"), "", *gains({"": board}, reference="mrdib")]
 
 
 def corrupted_part(study: Study, part: Part) -> Outcome:
     boards = {name: study.board(study.spec(part, **values))[0] for name, values in CORRUPTIONS.items()}
-    note = NOTE.format("the plain backbone with the same features").replace(
-        "over the table", "over the lines of each kind"
-    )
-    return {"boards": boards}, [note, "", *gains(boards, "features")]
+    told = note("the plain backbone with the same features", "the lines of each kind")
+    return {"boards": boards}, [told, "", *gains(boards, "features")]
 
 
 def slices_part(study: Study, part: Part) -> Outcome:
@@ -429,7 +428,7 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
     whole = {(cell.model, cell.dataset): cell.values for cell in leaderboard.cells(spec)}
     target = study.output / "without-users"
     for (model, dataset), values in whole.items():
-        new_users.without(make_config(model, dataset, spec.seeds[0], values=values), HELD_OUT, target)
+        new_users.without(make_config(model, dataset, spec.seeds[0], values=values), new_users.HELD_OUT, target)
     held = dataclasses.replace(study, data_path=str(target))
     board, done = study.board(dataclasses.replace(spec, data_path=held.data_path))
     payloads = {
@@ -450,7 +449,7 @@ def new_users_lines(study: Study, part: Part) -> Outcome:
         rows.append([cell.dataset, cell.model, *ranked, others, users, state(len(mine), why)])
     head = ["data set", "model", "new users: Recall@20", "popularity", "NDCG@20", "popularity"]
     note = (
-        f"{percent(HELD_OUT)[1:]} of the users held out entirely, and ranked for by the items of their training histories alone, against what is popular "
+        f"{percent(new_users.HELD_OUT)[1:]} of the users held out entirely, and ranked for by the items of their training histories alone, against what is popular "
         f"among the other users; beside it the same model for these others (test). {GONE}: not run."
     )
     return {"users_board": board, "new_users": known}, [
@@ -476,15 +475,12 @@ def joint_part(study: Study, part: Part) -> Outcome:
         gain = "" if cell.variant == "plain" else gain_cell(board, row)
         spent = cost(cell, plain.get((cell.dataset, cell.backbone), {}))
         rows.append([cell.dataset, cell.model, value_cell(board, row), gain, *spent])
-    note = NOTE.format("the plain backbone") + (
+    told = note() + (
         " Epochs and seconds of training with its evaluations, means over seeds; of what is trained after its backbone, the backbone's + its own. "
         "Seconds are those of a machine that may have had other work beside."
     )
-    return {"board": board}, [
-        note,
-        "",
-        *table(["data set", "model", ", ".join(map(tables.title, METRICS)), "gain", "epochs", "seconds"], rows),
-    ]
+    head = ["data set", "model", measures(), "gain", "epochs", "seconds"]
+    return {"board": board}, [told, "", *table(head, rows)]
 
 
 def cost(cell: Cell, hosts: Mapping[int, Mapping[str, Any]]) -> tuple[str, str]:

@@ -364,9 +364,8 @@ def test_both_paths_agree_in_value_and_gradient(edges, reduce):
 
 
 def test_a_build_for_the_cpu_alone_is_left_alone_elsewhere(monkeypatch):
-    monkeypatch.setattr(
-        segments, "torch_scatter", object()
-    )  # as torch-scatter is without CUDA: whatever is asked of it fails
+    # As torch-scatter is without CUDA: whatever is asked of it fails.
+    monkeypatch.setattr(segments, "torch_scatter", object())
     out = graphs.segment_reduce(torch.ones(2, 3, device="meta"), torch.tensor([0, 1], device="meta"), 4, "sum")
     assert out.shape == (4, 3)
 

@@ -102,8 +102,8 @@ def test_a_stranger_compares_from_the_command_line(checkout, tmp_path):
     before = {p: p.stat().st_mtime for p in checkout.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     command = [
         sys.executable,
-        "-c",
-        "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))",
+        "-m",
+        "mmrec_mrdib",
         "host",
         "--suite",
         "mmrec",

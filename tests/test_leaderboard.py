@@ -671,9 +671,8 @@ def test_mistakes_show_before_anything_is_trained(data, tmp_path, capsys, more, 
 def test_killed_in_the_middle_nothing_is_lost(data, tmp_path, monkeypatch):
     """kill -9 of the command; the board in the end is that of an undisturbed one."""
     given = arguments(data, tmp_path, "--epochs=40", "--stopping_step=40", "--checkpoint_interval=0.2", "--jobs", "1")
-    code = "import sys; from mmrec_mrdib.cli import main; sys.exit(main(sys.argv[1:]))"
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-c", code, *given], cwd=ROOT, **quiet)
+    process = subprocess.Popen([sys.executable, "-m", "mmrec_mrdib", *given], cwd=ROOT, **quiet)
     runs = tmp_path / "runs"
     for _ in range(1200):  # until something is being trained, or a minute
         if list(runs.glob("*/last.pt")) or process.poll() is not None:
